@@ -1,0 +1,99 @@
+//! What a proxy may know of a cluster: an immutable snapshot, replaced as a whole. No decision is taken here.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Where a node answers.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// Host name or IP address, and port.
+    Tcp(String, u16),
+    /// Directory of the Unix socket, and port (the socket is `DIR/.s.PGSQL.PORT`).
+    Unix(PathBuf, u16),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(host, port) if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Address::Tcp(host, port) => write!(f, "{host}:{port}"),
+            Address::Unix(directory, port) => write!(f, "{}/.s.PGSQL.{port}", directory.display()),
+        }
+    }
+}
+
+/// A position in the write-ahead log (PostgreSQL's `pg_lsn`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Lsn(pub u64);
+
+/// What a node is at the moment, for somebody who wants to send it a transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The one node that takes writes; at most one a snapshot.
+    Primary,
+    /// A standby of the current primary that answers; reads may go there if its `lag` and `replayed` allow.
+    Standby,
+    /// Not to be used: unreachable, starting, quarantined, fenced, of another system.
+    Out,
+}
+
+/// One node of the cluster, as of the snapshot.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// The name in the configuration; also its `application_name` as a standby.
+    pub name: Arc<str>,
+    /// Where it answers.
+    pub address: Arc<Address>,
+    /// What it may be used for.
+    pub role: Role,
+    /// Position up to which it has replayed, as last seen (standbys).
+    pub replayed: Lsn,
+    /// How old its data is at most, as last seen; `None` if that is not known.
+    pub lag: Option<Duration>,
+    /// Why it is `Out`, for people.
+    pub why: Arc<str>,
+}
+
+/// One reading of the primary's insert position. A reading that *began* after a commit was acknowledged bounds that
+/// commit's position from above.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PrimarySample {
+    /// Its number: `Samples::begun` had this value right after this reading began.
+    pub number: u64,
+    /// What was read.
+    pub position: Lsn,
+}
+
+/// The cluster at one moment.
+#[derive(Debug, Clone)]
+pub struct Topology {
+    /// Grows with every change of primary and with every re-opening of the same one after it was closed. A server
+    /// connection opened under a lower epoch is never used again.
+    pub epoch: u64,
+    /// Index into `nodes`; `None` while there is no primary that may be used: clients are held.
+    pub primary: Option<usize>,
+    /// The nodes, in the order of the configuration; the order and length change only with the configuration.
+    pub nodes: Vec<Node>,
+    /// The latest reading of the primary's position.
+    pub sample: PrimarySample,
+    /// Why there is no primary, for people; empty if there is one.
+    pub why: Arc<str>,
+}
+
+impl Topology {
+    /// A cluster of one node that nobody watches: it is its own primary for ever.
+    #[must_use]
+    pub fn single(name: &str, address: Address) -> Self {
+        let node = Node {
+            name: name.into(),
+            address: Arc::new(address),
+            role: Role::Primary,
+            replayed: Lsn(0),
+            lag: None,
+            why: "".into(),
+        };
+        Self { epoch: 1, primary: Some(0), nodes: vec![node], sample: PrimarySample::default(), why: "".into() }
+    }
+}
