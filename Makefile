@@ -1,0 +1,30 @@
+# Two commands do everything on a fresh Debian or Ubuntu machine with Rust: `make demo` and `make test`.
+
+.PHONY: help demo test lint doc bench fuzz regress clean
+
+help: ## What there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: ## A throwaway cluster, three kills of the primary under load, and a report
+	@tools/install.sh demo
+	cargo build --release --locked --bin pgsteady
+	target/release/pgsteady dev --drill 3
+
+test: ## Every check: format, build, clippy, documentation, all tests (installs what is missing)
+	@tools/test.sh
+
+lint: ## Format and clippy
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+doc: ## The documentation of the code, in target/doc
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+
+regress: ## PostgreSQL's own regression suite through session and transaction pooling
+	@tools/install.sh regress
+	cargo build --release --locked --bin pgsteady
+	tests/regress.sh
+
+clean: ## Remove everything that was built or downloaded
+	cargo clean
+	rm -rf .cache

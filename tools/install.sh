@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Installs what is missing on Debian or Ubuntu, and nothing else: `install.sh demo|test|bench|regress`.
+# Quick when nothing is missing. Debian's own services are not started by what this installs.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+purpose=${1:-test}
+
+missing=()
+need() { # package, then the command that succeeds if it is there
+    local package=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing+=("$package")
+}
+has_file() { compgen -G "$1"; }
+
+# To build: OpenSSL, and PostgreSQL's grammar (C, bound by bindgen).
+need build-essential command -v cc
+need pkg-config command -v pkg-config
+need libssl-dev has_file '/usr/include/openssl/ssl.h'
+need libclang-dev has_file '/usr/lib/llvm-*/lib/libclang*.so*'
+# To run: a primary and two standbys.
+need postgresql has_file '/usr/lib/postgresql/*/bin/pg_rewind'
+case $purpose in
+    test)
+        need python3-venv python3 -c 'import ensurepip, venv'
+        need default-jdk-headless command -v javac
+        need libpostgresql-jdbc-java has_file '/usr/share/java/postgresql.jar'
+        ;;
+    bench) need pgbouncer has_file '/usr/sbin/pgbouncer' ;;
+    regress)
+        need postgresql-server-dev-all has_file '/usr/lib/postgresql/*/lib/pgxs/src/test/regress/pg_regress'
+        need dpkg-dev command -v dpkg-source
+        ;;
+esac
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# Packages that bring a service start it when they are installed; policy-rc.d is Debian's way to say no.
+install_missing() {
+    if ! command -v apt-get >/dev/null; then
+        echo "install.sh: missing: $* (this is not Debian or Ubuntu: please install them)" >&2
+        exit 1
+    fi
+    echo "install.sh: installing $*"
+    local policy=/usr/sbin/policy-rc.d ours=no
+    if [ ! -e $policy ]; then
+        ours=yes
+        printf '#!/bin/sh\nexit 101\n' | as_root tee $policy >/dev/null
+        as_root chmod 755 $policy
+    fi
+    local failed=0
+    as_root apt-get update -qq || true
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null || failed=$?
+    [ $ours = no ] || as_root rm -f $policy
+    return $failed
+}
+[ ${#missing[@]} = 0 ] || install_missing "${missing[@]}"
+
+if ! command -v cargo >/dev/null; then
+    echo "install.sh: cargo is missing: install Rust from https://rustup.rs" >&2
+    exit 1
+fi
+
+# Python drivers and a newer PostgreSQL, pinned, in a folder of their own.
+if [ "$purpose" = test ]; then
+    venv=.cache/venv
+    if ! cmp -s tools/requirements.txt $venv/installed.txt; then
+        echo "install.sh: Python packages into $venv"
+        rm -rf $venv
+        python3 -m venv $venv
+        $venv/bin/pip install --quiet --disable-pip-version-check -r tools/requirements.txt
+        cp tools/requirements.txt $venv/installed.txt
+    fi
+fi
