@@ -1,1 +1,3 @@
-//! Skeleton.
+//! The program pgsteady as a library: clients, pools, routing, configuration, command line.
+
+pub mod config;

@@ -1,0 +1,202 @@
+//! The configuration: what is written in `pgsteady.toml`, checked, as plain immutable values. Nothing here acts on it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use topology::Address;
+
+mod build;
+mod change;
+pub mod options;
+mod problem;
+mod reference;
+mod secret;
+mod section;
+mod servers;
+mod value;
+
+pub use change::Change;
+pub use options::{
+    Auth, AuthMethod, Durability, Limits, Listen, ListenTls, Log, LogFormat, Managed, PoolMode, Route, ServerTls,
+    SslMode, User,
+};
+pub use problem::{ConfigErrors, Problem};
+pub use reference::reference;
+pub use secret::Secret;
+pub use section::{OptionDoc, SectionDoc};
+pub use value::{FileMode, ListenAddress, Size};
+
+/// Longest configuration file that is read.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+
+/// Places searched for the file when none is named.
+pub const DEFAULT_PATHS: [&str; 2] = ["pgsteady.toml", "/etc/pgsteady/pgsteady.toml"];
+
+/// Everything the proxy is told. Shared as `Arc<Config>`, replaced as a whole at a reload.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The file it was read from; empty if it was made in memory.
+    pub file: PathBuf,
+    /// Where clients connect.
+    pub listen: Listen,
+    /// TLS towards clients.
+    pub listen_tls: ListenTls,
+    /// What is bounded.
+    pub limits: Limits,
+    /// How clients prove who they are.
+    pub auth: Auth,
+    /// The password of `auth.query_user`, from the option or its file.
+    pub auth_query_password: Option<Secret>,
+    /// The users of `[[user]]`, by name.
+    pub users: BTreeMap<Arc<str>, Arc<User>>,
+    /// What is logged.
+    pub log: Log,
+    /// The clusters, by name.
+    pub clusters: BTreeMap<Arc<str>, Arc<Cluster>>,
+    /// The database entries, by name.
+    pub databases: BTreeMap<Arc<str>, Arc<Database>>,
+    /// The entry `"*"`, for every other name.
+    pub any_database: Option<Arc<Database>>,
+    /// What is allowed but worth a word.
+    pub warnings: Vec<Problem>,
+}
+
+/// A name and a password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// The role.
+    pub user: Arc<str>,
+    /// Its password; none: trust, peer or a client certificate.
+    pub password: Option<Secret>,
+}
+
+/// A cluster and how it is watched.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Who promotes.
+    pub managed: Managed,
+    /// Login with which pgsteady watches and acts.
+    pub login: Login,
+    /// Database to which it connects.
+    pub dbname: String,
+    /// Login with which standbys replicate.
+    pub replication: Login,
+    /// Folder of the store.
+    pub store: PathBuf,
+    /// The k of `ANY k`.
+    pub synchronous: u32,
+    /// What happens when no standby is left.
+    pub durability: Durability,
+    /// Time between probes of a node.
+    pub probe_interval: Duration,
+    /// Time after which a probe is taken for lost.
+    pub probe_timeout: Duration,
+    /// Patience while standbys still hear from an unreachable primary.
+    pub partition_grace: Duration,
+    /// Patience with a crashed primary that restarts.
+    pub crash_restart_grace: Duration,
+    /// The nodes, at least one, names and addresses unique.
+    pub nodes: Vec<ClusterNode>,
+    /// TLS towards the nodes.
+    pub tls: Arc<ServerTls>,
+}
+
+/// A node of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterNode {
+    /// Its name; also its `application_name` as a standby.
+    pub name: Arc<str>,
+    /// Where it answers.
+    pub address: Address,
+    /// Higher is promoted first; 0 never.
+    pub priority: u16,
+    /// Where it is.
+    pub zone: Option<String>,
+}
+
+/// Where a database is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Target {
+    /// On this cluster (a key of `Config::clusters`).
+    Cluster(Arc<str>),
+    /// On one server that nobody watches.
+    Server(Address),
+}
+
+/// A database that clients may ask for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Database {
+    /// The name of the entry (`*` for the template).
+    pub name: Arc<str>,
+    /// Where it is.
+    pub target: Target,
+    /// TLS towards its server or servers.
+    pub tls: Arc<ServerTls>,
+    /// Its name on the server; none: the name the client asks for.
+    pub dbname: Option<Arc<str>>,
+    /// The login used whoever the client is; none: the client's own.
+    pub forced: Option<Login>,
+    /// How long a client keeps a server.
+    pub pool_mode: PoolMode,
+    /// Servers of a pool.
+    pub pool_size: u32,
+    /// Servers kept even when unused.
+    pub min_pool_size: u32,
+    /// Time a client waits for a server.
+    pub max_wait: Duration,
+    /// Where transactions go.
+    pub route: Route,
+    /// A replica further behind is not used.
+    pub max_lag: Duration,
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// All problems of the file, with their places and remedies.
+    pub fn load(file: &Path) -> Result<Self, ConfigErrors> {
+        let unreadable = |e: std::io::Error| {
+            ConfigErrors::whole(file, format!("cannot be read: {e}"), "name another file with -c FILE")
+        };
+        let size = std::fs::metadata(file).map_err(unreadable)?.len();
+        if size > MAX_FILE_BYTES {
+            return Err(ConfigErrors::whole(file, format!("is longer than {MAX_FILE_BYTES} bytes"), ""));
+        }
+        let text = std::fs::read_to_string(file).map_err(unreadable)?;
+        Self::parse(&text, file)
+    }
+
+    /// Checks a text; `file` is for error texts, for relative paths and for the check of its permissions.
+    ///
+    /// # Errors
+    /// All problems of the text, with their places and remedies.
+    pub fn parse(text: &str, file: &Path) -> Result<Self, ConfigErrors> {
+        build::build(text, file)
+    }
+
+    /// The entry for a name that a client asks for.
+    #[must_use]
+    pub fn database(&self, name: &str) -> Option<&Arc<Database>> {
+        self.databases.get(name).or(self.any_database.as_ref())
+    }
+
+    /// What differs in a new configuration.
+    #[must_use]
+    pub fn diff(&self, new: &Self) -> Vec<Change> {
+        change::diff(self, new)
+    }
+}
+
+impl fmt::Display for Config {
+    /// One line for a log: how much of everything.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let databases = self.databases.len() + usize::from(self.any_database.is_some());
+        write!(f, "{databases} databases, {} clusters, {} users", self.clusters.len(), self.users.len())
+    }
+}
