@@ -1,4 +1,48 @@
-//! What the end-to-end tests stand on: real PostgreSQL, a real pgsteady, links that can be cut. One helper a subject;
+//! What the end-to-end tests stand on: real PostgreSQL, a real pgsteady, links that can be cut. One file a subject;
 //! nothing here knows how pgsteady works inside.
 
+use std::future::Future;
+use std::time::Duration;
+
+pub mod endpoint;
+pub mod folder;
+pub mod pgsteady;
+pub mod port;
+pub mod postgres;
+pub mod process;
+pub mod relay;
 pub mod source;
+pub mod wire;
+pub mod writers;
+
+/// Runs a test with a limit on its time. Everything it started is taken down when it returns, panics or is too late.
+///
+/// # Panics
+/// When the test does, or when `limit_s` seconds have passed.
+pub fn run<F: Future<Output = ()>>(limit_s: u64, test: F) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.expect("a runtime can be made");
+    let limit = Duration::from_secs(limit_s);
+    let ended = runtime.block_on(async { tokio::time::timeout(limit, test).await });
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    assert!(ended.is_ok(), "the test did not end within {limit_s} s");
+}
+
+/// Asks every 20 ms until there is an answer.
+///
+/// # Panics
+/// When there is none after `limit`.
+pub async fn wait_for<T, F: Future<Output = Option<T>>>(what: &str, limit: Duration, mut ask: impl FnMut() -> F) -> T {
+    let waiting = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    match tokio::time::timeout(limit, waiting).await {
+        Ok(answer) => answer,
+        Err(_) => panic!("waited {limit:?} for {what}"),
+    }
+}

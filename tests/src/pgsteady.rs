@@ -1,0 +1,268 @@
+//! The program under test: its configuration, its process, its log.
+
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::net::TcpStream;
+use toml::{Table, Value};
+
+use crate::endpoint::Endpoint;
+use crate::folder::Folder;
+use crate::port::Port;
+use crate::postgres::{Cluster, Node};
+use crate::{process, wait_for};
+
+/// How long pgsteady may take to listen, to end, or to log what a test waits for.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// A configuration file as data.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    table: Table,
+}
+
+impl Config {
+    /// Pools of four servers to one node that nobody watches, in transaction mode, for the databases `app` and
+    /// `second` and the users of the golden data directory.
+    #[must_use]
+    pub fn single(node: &Node) -> Self {
+        Self::to_port(node.port())
+    }
+
+    /// The same, to whatever listens on this port of this machine.
+    #[must_use]
+    pub fn to_port(port: u16) -> Self {
+        let mut config = Self::users();
+        for database in ["app", "second"] {
+            config = config
+                .set(&format!("database.{database}.host"), "127.0.0.1")
+                .set(&format!("database.{database}.port"), i64::from(port))
+                .set(&format!("database.{database}.pool_size"), 4);
+        }
+        config
+    }
+
+    /// The database `app` on a cluster that pgsteady manages; `ports` are where it finds the nodes. Its store lies in
+    /// `folder`.
+    #[must_use]
+    pub fn cluster(cluster: &Cluster, ports: &[u16], folder: &Path) -> Self {
+        let node = |(node, port): (&Node, &u16)| {
+            let fields = [("name", node.name.as_str().into()), ("host", "127.0.0.1".into())];
+            let port = ("port", Value::Integer(i64::from(*port)));
+            Value::Table(fields.into_iter().chain([port]).map(|(key, value)| (key.to_owned(), value)).collect())
+        };
+        let nodes: Vec<Value> = cluster.nodes.iter().zip(ports).map(node).collect();
+        Self::users()
+            .set("database.app.cluster", "main")
+            .set("database.app.pool_size", 8)
+            .set("cluster.main.user", "steady")
+            .set("cluster.main.password", "steady-secret")
+            .set("cluster.main.store", folder.join("store").display().to_string())
+            .set("cluster.main.node", Value::Array(nodes))
+    }
+
+    fn users() -> Self {
+        let users = [("app", "app-secret"), ("other", "other-secret"), ("old", "old-secret"), ("trusting", "unused")];
+        let user = |(name, password): (&str, &str)| {
+            let fields = [("name", name), ("password", password)];
+            Value::Table(fields.into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect())
+        };
+        Self::default().set("user", Value::Array(users.into_iter().map(user).collect())).set("log.level", "debug")
+    }
+
+    /// Sets the key at a dotted path.
+    ///
+    /// # Panics
+    /// When the path goes through something that is not a table.
+    #[must_use]
+    pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
+        let (sections, key) = path.rsplit_once('.').unwrap_or(("", path));
+        let mut table = &mut self.table;
+        for section in sections.split('.').filter(|section| !section.is_empty()) {
+            let inner = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+            table = inner.as_table_mut().unwrap_or_else(|| panic!("{path}: {section} is not a section"));
+        }
+        table.insert(key.to_owned(), value.into());
+        self
+    }
+
+    /// The text of the file.
+    ///
+    /// # Panics
+    /// Never: a table can be written as TOML.
+    #[must_use]
+    pub fn text(&self) -> String {
+        toml::to_string(&self.table).expect("a table can be written as TOML")
+    }
+}
+
+/// The program that the tests run: `PGSTEADY_BIN`, else the one built beside them.
+///
+/// # Panics
+/// When it has not been built.
+#[must_use]
+pub fn program() -> PathBuf {
+    let beside = || {
+        let test = std::env::current_exe().expect("a test knows its own file");
+        test.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").join("pgsteady")
+    };
+    let program = std::env::var_os("PGSTEADY_BIN").map_or_else(beside, PathBuf::from);
+    assert!(program.exists(), "{} is not there: cargo build --workspace --bins", program.display());
+    program
+}
+
+/// Runs `pgsteady` with these arguments to its end.
+///
+/// # Panics
+/// When it cannot be run.
+#[must_use]
+pub fn command(arguments: &[&str]) -> Output {
+    let output = Command::new(program()).args(arguments).stdin(Stdio::null()).output();
+    output.expect("pgsteady can be run")
+}
+
+/// A running pgsteady; killed when dropped.
+#[derive(Debug)]
+pub struct Pgsteady {
+    process: Child,
+    port: Port,
+    folder: Folder,
+}
+
+impl Pgsteady {
+    /// Starts it and waits until it listens.
+    ///
+    /// # Panics
+    /// When it ends instead; its log is shown.
+    pub async fn start(config: &Config) -> Self {
+        let folder = Folder::new("p");
+        let port = Port::new();
+        let log = File::create(folder.path().join("log")).expect("a log can be made");
+        let errors = log.try_clone().expect("a file can be opened twice");
+        let file = write(&folder, &port, config);
+        let mut command = Command::new(program());
+        command.arg("run").arg("-c").arg(file).stdin(Stdio::null()).stdout(log).stderr(errors);
+        let process = command.spawn().expect("pgsteady can be run");
+        let mut started = Self { process, port, folder };
+        started.listens().await;
+        started
+    }
+
+    async fn listens(&mut self) {
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port())).await.is_err() {
+            let ended = self.process.try_wait().expect("a child can be waited for");
+            assert!(ended.is_none(), "pgsteady ended ({}):\n{}", ended.unwrap_or_default(), self.log());
+            assert!(tokio::time::Instant::now() < deadline, "pgsteady does not listen:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    /// Its process number.
+    ///
+    /// # Panics
+    /// Never: process numbers are small.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.process.id()).expect("process numbers are small")
+    }
+
+    /// Where `app` connects to.
+    #[must_use]
+    pub fn endpoint(&self) -> Endpoint {
+        Endpoint::app(self.port())
+    }
+
+    /// A folder that goes when it does.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Waits until the part of the log after the first `from` bytes contains one of these texts.
+    pub async fn logged(&self, from: usize, texts: &[&str]) {
+        let found = || async {
+            let log = self.log();
+            texts.iter().any(|text| log[from..].contains(text)).then_some(())
+        };
+        wait_for(&format!("{texts:?} in the log"), LIMIT, found).await;
+    }
+
+    /// Replaces the configuration file and sends SIGHUP; returns how long the log was before.
+    pub fn reload(&self, config: &Config) -> usize {
+        let before = self.log().len();
+        write(&self.folder, &self.port, config);
+        process::signal(self.pid(), Signal::SIGHUP);
+        before
+    }
+
+    /// Replaces the configuration file by this text and sends SIGHUP; returns how long the log was before.
+    pub fn reload_text(&self, text: &str) -> usize {
+        let before = self.log().len();
+        self.folder.write("pgsteady.toml", text);
+        process::signal(self.pid(), Signal::SIGHUP);
+        before
+    }
+
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
+        process::signal(self.pid(), Signal::SIGTERM);
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Panics
+    /// When it does not end within `limit`.
+    pub async fn ended(&mut self, limit: Duration) -> ExitStatus {
+        let deadline = tokio::time::Instant::now() + limit;
+        loop {
+            if let Some(status) = self.process.try_wait().expect("a child can be waited for") {
+                return status;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "pgsteady did not end:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// That it lives.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn lives(&mut self) {
+        let ended = self.process.try_wait().expect("a child can be waited for");
+        assert!(ended.is_none(), "pgsteady ended ({}):\n{}", ended.unwrap_or_default(), self.log());
+    }
+}
+
+impl Drop for Pgsteady {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("the end of pgsteady's log:\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+        }
+    }
+}
+
+fn write(folder: &Folder, port: &Port, config: &Config) -> PathBuf {
+    let address = Value::Array(vec![format!("127.0.0.1:{}", port.number()).into()]);
+    folder.write("pgsteady.toml", &config.clone().set("listen.address", address).text())
+}

@@ -1,0 +1,60 @@
+//! Processes as the kernel shows them: trees, signals, memory and CPU time. Only of what a test started.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// Sends a signal; a process that is gone already is no error.
+pub fn signal(pid: i32, signal: Signal) {
+    let _ = kill(Pid::from_raw(pid), signal);
+}
+
+/// A process and all that descend from it, parents first.
+#[must_use]
+pub fn tree(root: i32) -> Vec<i32> {
+    let parents: Vec<(i32, i32)> = fs::read_dir("/proc")
+        .expect("/proc is there")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(|pid| Some((pid, field(pid, 4)?)))
+        .collect();
+    let mut tree = vec![root];
+    let mut at = 0;
+    while at < tree.len() {
+        let parent = tree[at];
+        tree.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        at += 1;
+    }
+    tree
+}
+
+/// A numeric field of `/proc/PID/stat`, counted from 1 as in proc(5).
+fn field<T: std::str::FromStr>(pid: i32, number: usize) -> Option<T> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field is the name in parentheses, and may contain anything.
+    let after_name = &stat[stat.rfind(')')? + 2..];
+    after_name.split(' ').nth(number - 3)?.parse().ok()
+}
+
+/// Memory of its own that the process holds (`RssAnon`), in bytes.
+#[must_use]
+pub fn memory(pid: i32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// Files and sockets that the process has open.
+#[must_use]
+pub fn open_files(pid: i32) -> Option<usize> {
+    Some(fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count())
+}
+
+/// CPU time that the process has used, of user and system.
+#[must_use]
+pub fn cpu(pid: i32) -> Option<Duration> {
+    // Linux counts in hundredths of a second there, whatever the kernel's own tick.
+    let ticks: u64 = field::<u64>(pid, 14)? + field::<u64>(pid, 15)?;
+    Some(Duration::from_millis(ticks * 10))
+}
