@@ -1,0 +1,429 @@
+//! What is owed on a server and what is open there: the one rule by which a server may be given back.
+//!
+//! PostgreSQL answers requests in order, so what a server owes is a queue, and each message that comes from it must fit the
+//! request in front. What does not fit is a [`Desync`]: that server is closed, never used again. The rules are those of the
+//! manual's chapter "Frontend/Backend Protocol" and of `PostgresMain` and `CopyGetData` (PostgreSQL 14 and later):
+//!
+//! - An error in an extended request makes the server skip all that follows, whatever it is, up to the next Sync.
+//! - While a COPY reads, Sync and Flush are swallowed by it: a Sync sent along with the Execute gets no ReadyForQuery.
+//! - CopyData, CopyDone and CopyFail outside of a COPY are ignored.
+//!
+//! **A failed COPY with a Sync in its data.** When a COPY fails, nobody outside can know whether it had read the Syncs that
+//! were sent before its CopyDone: each such Sync may or may not get a ReadyForQuery. Then the server owes *up to* so many,
+//! is never at rest while this is open, and is [`Conversation::doubtful`]; whatever comes next that is not a ReadyForQuery
+//! settles it, such as the answer to an empty Query of ours.
+//!
+//! Not here: what messages say, and the sockets they come from.
+
+mod steps;
+mod terms;
+
+use std::collections::VecDeque;
+
+pub use steps::Request;
+use steps::{Stage, Step, step};
+pub use terms::{Asker, Desync, Fate, Outcome, Reply, TooMuchOwed, TransactionStatus};
+
+/// Most requests that a server may owe answers for; beyond, the caller stops reading its client. More than fit, answered by
+/// five bytes each, in the 8 KiB that PostgreSQL holds back until a Flush, so stopping there cannot stop the server.
+pub const MAX_OWED: usize = 65_536;
+/// Capacity of the queue, in requests, that is kept when it has run empty.
+const KEPT_CAPACITY: usize = 256;
+
+#[derive(Clone, Copy)]
+enum What {
+    /// Sent to the server.
+    Asked(Request),
+    /// Not sent: answered by us in its turn.
+    Answer(Reply),
+}
+
+struct Entry<T> {
+    what: What,
+    asker: Asker,
+    note: Option<T>,
+}
+
+impl<T> Entry<T> {
+    fn is(&self, request: Request) -> bool {
+        matches!(self.what, What::Asked(asked) if asked == request)
+    }
+
+    fn is_unanswered(&self) -> bool {
+        matches!(self.what, What::Asked(asked) if asked.is_unanswered())
+    }
+}
+
+/// The requests that a server has not answered, and what they leave open. `T` is the caller's note on a request; it comes
+/// back with the request's outcome, in the order of the requests.
+pub struct Conversation<T> {
+    owed: VecDeque<Entry<T>>,
+    /// How far the answer to the front has come.
+    stage: Stage,
+    /// The message that comes in masses and changes nothing: DataRow or CopyData, where it fits.
+    stream: Option<u8>,
+    /// What happens to answers to the front.
+    fate: Fate,
+    status: TransactionStatus,
+    /// An extended request was answered since the last ReadyForQuery: its implicit transaction is open.
+    open: bool,
+    /// One of those was the client's.
+    open_for_client: bool,
+    /// The server skips up to a Sync that has not been sent, or that is in the queue and not reached.
+    skipping: bool,
+    /// How many of the Syncs at the front may have been swallowed by a COPY that failed.
+    phantoms: usize,
+    /// Terminate was sent, or the server broke the protocol.
+    ended: bool,
+}
+
+impl<T> Default for Conversation<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T> Conversation<T> {
+    /// With a server that has just logged in: at rest.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self {
+            owed: VecDeque::new(),
+            stage: Stage::Start,
+            stream: None,
+            fate: Fate::Forward,
+            status: TransactionStatus::Idle,
+            open: false,
+            open_for_client: false,
+            skipping: false,
+            phantoms: 0,
+            ended: false,
+        }
+    }
+
+    /// Notes a request that is sent to the server.
+    ///
+    /// # Errors
+    /// Too many wait already; nothing was noted, and the request must not be sent.
+    #[inline]
+    pub fn sent(&mut self, request: Request, asker: Asker, note: Option<T>) -> Result<(), TooMuchOwed> {
+        let forgettable = match request {
+            Request::Flush | Request::CopyData => true,
+            // Late ones are ignored; others end a COPY.
+            Request::CopyDone | Request::CopyFail => self.owed.is_empty(),
+            Request::Terminate => {
+                self.ended = true;
+                true
+            }
+            Request::Sync => false,
+            _ => self.skipping,
+        };
+        if forgettable && note.is_none() {
+            return Ok(());
+        }
+        self.push(Entry { what: What::Asked(request), asker, note })
+    }
+
+    /// Notes a request of the client that is not sent to the server: we answer it when its turn has come. See [`Conversation::due`].
+    ///
+    /// # Errors
+    /// Too many wait already; nothing was noted.
+    pub fn answer(&mut self, reply: Reply, note: Option<T>) -> Result<(), TooMuchOwed> {
+        if self.skipping && note.is_none() {
+            return Ok(());
+        }
+        self.push(Entry { what: What::Answer(reply), asker: Asker::Client, note })
+    }
+
+    #[inline]
+    fn push(&mut self, entry: Entry<T>) -> Result<(), TooMuchOwed> {
+        if self.owed.len() >= MAX_OWED {
+            return Err(TooMuchOwed);
+        }
+        let first = self.owed.is_empty();
+        if first && entry.is(Request::Sync) {
+            self.skipping = false;
+        }
+        self.owed.push_back(entry);
+        if first {
+            self.look();
+        }
+        Ok(())
+    }
+
+    /// Takes a message from the server: checks that it fits and says what to do with it. Requests that it settles come to
+    /// `settled` with their notes. Of a long message the beginning of the body is enough: only ReadyForQuery's is read.
+    ///
+    /// Answers to requests of ours are swallowed. An ErrorResponse to an extended request of ours is forwarded all the same
+    /// when it undoes or skips anything of the client's (requests between it and the next Sync, work since the last
+    /// ReadyForQuery, or that Sync itself): the client would otherwise miss answers without a reason. ParameterStatus and
+    /// NotificationResponse are forwarded always, NoticeResponse unless a request of ours is in front.
+    ///
+    /// # Errors
+    /// The message does not fit: close the server, and drop the conversation with it.
+    #[inline]
+    pub fn received(&mut self, tag: u8, body: &[u8], settled: &mut impl FnMut(T, Outcome)) -> Result<Fate, Desync> {
+        if self.stream == Some(tag) {
+            return Ok(self.fate);
+        }
+        self.received_other(tag, body, settled)
+    }
+
+    /// The next of our own answers whose turn has come. To be called after [`Conversation::answer`] and after each
+    /// [`Conversation::received`], until `None`; it also settles what the server skips or ignores.
+    pub fn due(&mut self, settled: &mut impl FnMut(T, Outcome)) -> Option<Reply> {
+        self.shed(settled);
+        let What::Answer(reply) = self.owed.front()?.what else { return None };
+        self.settle(Outcome::Done, settled);
+        Some(reply)
+    }
+
+    /// Whether the server may be given back: nothing is owed, skipped or open, and no transaction either.
+    #[inline]
+    #[must_use]
+    pub fn at_rest(&self) -> bool {
+        self.quiet() && self.status == TransactionStatus::Idle
+    }
+
+    /// Whether nothing is owed, skipped or unsynced, in a transaction or not.
+    #[inline]
+    #[must_use]
+    pub fn quiet(&self) -> bool {
+        self.owed.is_empty() && !self.open && !self.skipping && !self.ended
+    }
+
+    /// The status in the last ReadyForQuery.
+    #[must_use]
+    pub const fn status(&self) -> TransactionStatus {
+        self.status
+    }
+
+    /// How many requests wait for their answers, ours included: stop reading the client before [`MAX_OWED`].
+    #[must_use]
+    pub fn owed(&self) -> usize {
+        self.owed.len()
+    }
+
+    /// Whether the server reads CopyData.
+    #[must_use]
+    pub fn copy_in(&self) -> bool {
+        self.stage == Stage::CopyIn
+    }
+
+    /// Whether the server sends CopyData.
+    #[must_use]
+    pub fn copy_out(&self) -> bool {
+        self.stage == Stage::CopyOut
+    }
+
+    /// Whether the request in front is ours.
+    #[must_use]
+    pub fn ours_in_front(&self) -> bool {
+        self.owed.front().is_some_and(|front| front.asker == Asker::Ours)
+    }
+
+    /// Whether all that is owed may never come, after a COPY that failed: send an empty Query of ours to find out, or close.
+    #[must_use]
+    pub fn doubtful(&self) -> bool {
+        self.phantoms > 0 && self.owed.len() <= self.phantoms && self.owed.iter().all(|entry| entry.is(Request::Sync))
+    }
+
+    /// Ends the conversation: the notes that are left, in order. What became of their requests is not known.
+    pub fn into_notes(self) -> impl Iterator<Item = T> {
+        self.owed.into_iter().filter_map(|entry| entry.note)
+    }
+
+    fn received_other(&mut self, tag: u8, body: &[u8], settled: &mut impl FnMut(T, Outcome)) -> Result<Fate, Desync> {
+        self.shed(settled);
+        match tag {
+            b'S' | b'A' => return Ok(Fate::Forward),
+            b'N' => return Ok(self.fate),
+            b'Z' => return self.ready(body, settled),
+            b'E' => return self.error(settled),
+            _ => self.lay_phantoms(settled),
+        }
+        let request = match self.owed.front() {
+            Some(Entry { what: What::Asked(request), .. }) => *request,
+            Some(_) => return Err(self.desync("nothing before an answer of ours", tag)),
+            None => return Err(self.desync("nothing", tag)),
+        };
+        let fate = self.fate;
+        match step(request, self.stage, tag) {
+            None => return Err(self.desync(request.expects(self.stage), tag)),
+            Some(Step::To(stage)) => self.stage = stage,
+            Some(Step::Done) => self.extended_done(settled),
+            Some(Step::CopyInDone) => {
+                self.end_copy(settled)?;
+                match request {
+                    Request::Query => self.stage = Stage::Between,
+                    _ => self.extended_done(settled),
+                }
+            }
+        }
+        self.look();
+        Ok(fate)
+    }
+
+    fn ready(&mut self, body: &[u8], settled: &mut impl FnMut(T, Outcome)) -> Result<Fate, Desync> {
+        let status = match body {
+            [byte] => TransactionStatus::from_byte(*byte),
+            _ => None,
+        };
+        let Some(status) = status else { return Err(self.desync("a ReadyForQuery of status I, T or E", b'Z')) };
+        let request = match self.owed.front() {
+            Some(Entry { what: What::Asked(request), .. }) => *request,
+            _ => return Err(self.desync("nothing", b'Z')),
+        };
+        if !self.stage.may_end(request) {
+            return Err(self.desync(request.expects(self.stage), b'Z'));
+        }
+        let fate = self.fate;
+        self.status = status;
+        self.open = false;
+        self.open_for_client = false;
+        let outcome = if self.stage == Stage::Failed { Outcome::Failed } else { Outcome::Done };
+        self.settle(outcome, settled);
+        Ok(fate)
+    }
+
+    fn error(&mut self, settled: &mut impl FnMut(T, Outcome)) -> Result<Fate, Desync> {
+        if self.owed.iter().any(|entry| !entry.is(Request::Sync)) {
+            self.lay_phantoms(settled);
+        }
+        let request = match self.owed.front() {
+            Some(Entry { what: What::Asked(request), .. }) => *request,
+            Some(_) => return Err(self.desync("nothing before an answer of ours", b'E')),
+            // The server says why it goes away.
+            None => return Ok(Fate::Forward),
+        };
+        if self.stage == Stage::CopyIn {
+            self.phantoms = self.swallowable();
+        }
+        if !request.is_extended() {
+            let undoes_client = request == Request::Sync && self.open_for_client;
+            self.stage = Stage::Failed;
+            self.look();
+            return Ok(if undoes_client { Fate::Forward } else { self.fate });
+        }
+        let fate = self.fate_of_skipping();
+        self.skipping = true;
+        self.settle(Outcome::Failed, settled);
+        Ok(fate)
+    }
+
+    /// An error to an extended request is the client's to know when it undoes or skips anything of the client's.
+    fn fate_of_skipping(&self) -> Fate {
+        if self.fate == Fate::Forward || self.open_for_client {
+            return Fate::Forward;
+        }
+        let concerned = self.owed.iter().skip(1).find(|entry| entry.is(Request::Sync) || entry.asker == Asker::Client);
+        match concerned {
+            Some(entry) if entry.asker == Asker::Ours => Fate::Swallow,
+            // The Sync that ends the skipping is the client's, even if it has not come yet.
+            _ => Fate::Forward,
+        }
+    }
+
+    /// How many Syncs a COPY in front, which fails now, may have swallowed: those before its CopyDone. It has read no other
+    /// request: that would have ended the connection.
+    fn swallowable(&self) -> usize {
+        let data =
+            |entry: &&Entry<T>| entry.is(Request::Sync) || entry.is(Request::Flush) || entry.is(Request::CopyData);
+        self.owed.iter().skip(1).take_while(data).filter(|entry| entry.is(Request::Sync)).count()
+    }
+
+    /// A COPY has succeeded, so it has read everything up to its CopyDone.
+    fn end_copy(&mut self, settled: &mut impl FnMut(T, Outcome)) -> Result<(), Desync> {
+        let Some(front) = self.owed.pop_front() else { return Ok(()) };
+        loop {
+            let Some(entry) = self.owed.pop_front() else { return Err(self.desync("CopyDone to be waited for", b'C')) };
+            let done = match entry.what {
+                What::Asked(Request::CopyDone) => true,
+                What::Asked(Request::Sync | Request::Flush | Request::CopyData) => false,
+                _ => return Err(self.desync("an error after CopyFail or another request", b'C')),
+            };
+            if let Some(note) = entry.note {
+                settled(note, if done { Outcome::Done } else { Outcome::Skipped });
+            }
+            if done {
+                break;
+            }
+        }
+        self.owed.push_front(front);
+        Ok(())
+    }
+
+    fn extended_done(&mut self, settled: &mut impl FnMut(T, Outcome)) {
+        self.open = true;
+        self.open_for_client |= self.fate == Fate::Forward;
+        self.settle(Outcome::Done, settled);
+    }
+
+    /// Takes the front off and turns to the next.
+    fn settle(&mut self, outcome: Outcome, settled: &mut impl FnMut(T, Outcome)) {
+        if let Some(note) = self.owed.pop_front().and_then(|entry| entry.note) {
+            settled(note, outcome);
+        }
+        self.stage = Stage::Start;
+        self.shed(settled);
+        if !self.owed.front().is_some_and(|front| front.is(Request::Sync)) {
+            self.phantoms = 0;
+        }
+        if self.owed.is_empty() && self.owed.capacity() > KEPT_CAPACITY {
+            self.owed.shrink_to(KEPT_CAPACITY);
+        }
+    }
+
+    /// Takes off the front what the server skips or never answers.
+    fn shed(&mut self, settled: &mut impl FnMut(T, Outcome)) {
+        while let Some(front) = self.owed.front() {
+            let outcome = match (self.skipping, front.is(Request::Sync)) {
+                (true, true) => {
+                    self.skipping = false;
+                    break;
+                }
+                (true, false) => Outcome::Skipped,
+                (false, _) if !front.is_unanswered() => break,
+                (false, _) if front.is(Request::CopyDone) || front.is(Request::CopyFail) => Outcome::Skipped,
+                (false, _) => Outcome::Done,
+            };
+            if let Some(note) = self.owed.pop_front().and_then(|entry| entry.note) {
+                settled(note, outcome);
+            }
+        }
+        self.look();
+    }
+
+    /// What has come is not a ReadyForQuery, so the Syncs in front that a COPY may have swallowed have been swallowed.
+    fn lay_phantoms(&mut self, settled: &mut impl FnMut(T, Outcome)) {
+        while self.phantoms > 0
+            && self.stage == Stage::Start
+            && self.owed.front().is_some_and(|front| front.is(Request::Sync))
+        {
+            let left = self.phantoms.saturating_sub(1);
+            self.settle(Outcome::Skipped, settled);
+            self.phantoms = self.phantoms.min(left);
+        }
+    }
+
+    /// Notes what may come in masses now, and for whom.
+    fn look(&mut self) {
+        let (asked, asker) = match self.owed.front() {
+            Some(Entry { what: What::Asked(request), asker, .. }) => (Some(*request), *asker),
+            _ => (None, Asker::Client),
+        };
+        self.fate = if asker == Asker::Ours { Fate::Swallow } else { Fate::Forward };
+        self.stream = match (asked, self.stage) {
+            _ if self.skipping => None,
+            (Some(Request::Execute), Stage::Start) | (Some(Request::Query), Stage::Rows) => Some(b'D'),
+            (Some(_), Stage::CopyOut | Stage::CopyBoth) => Some(b'd'),
+            _ => None,
+        };
+    }
+
+    fn desync(&mut self, expected: &'static str, tag: u8) -> Desync {
+        self.ended = true;
+        self.stream = None;
+        Desync::new(expected, tag)
+    }
+}
