@@ -1,3 +1,7 @@
 //! The program pgsteady as a library: clients, pools, routing, configuration, command line.
 
+pub mod check;
+pub mod cli;
 pub mod config;
+pub mod log;
+pub mod tls;

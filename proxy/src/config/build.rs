@@ -80,7 +80,7 @@ impl Reader<'_, '_> {
         let listen = self.listen(&mut root);
         let limits = self.plain(&mut root, "limits", Limits::read);
         let auth = self.auth(&mut root);
-        let log = self.plain(&mut root, "log", Log::read);
+        let log = self.log(&mut root);
         let users = self.users(&mut root);
         let clusters = self.clusters(&mut root);
         let max_wait = limits.as_ref().map_or(Duration::ZERO, |limits| limits.query_wait_timeout);
@@ -105,6 +105,21 @@ impl Reader<'_, '_> {
             any_database,
             warnings: Vec::new(),
         })
+    }
+
+    fn log(&mut self, root: &mut Table<'_, '_>) -> Option<Log> {
+        let mut table = self.section(root, "log");
+        let log = Log::read(&mut table, self.problems);
+        if let Some(Err(said)) = log.as_ref().map(|log| crate::log::filter(&log.level)) {
+            self.error(
+                &table,
+                "level",
+                &said,
+                "allowed: error, warn, info, debug, trace, or by module: info,proxy=debug",
+            );
+        }
+        table.finish(self.problems);
+        log
     }
 
     /// A section that stands for itself; one that is absent is made of defaults.

@@ -219,7 +219,7 @@ section! {
     /// What is written to standard error.
     Log "[log]" {
         /// Text or JSON.
-        format: LogFormat = "\"text\"",
+        format: LogFormat = "\"text\"" [restart],
         /// Least level, and by module if wanted: `info`, or `info,proxy::pool=debug`.
         level: String = "\"info\"",
     }

@@ -1,0 +1,155 @@
+//! The command line: which command, which file, which exit status. What a command does is elsewhere.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{self, Config, DEFAULT_PATHS};
+
+/// Exit status after a failure at work.
+const FAILED: u8 = 1;
+/// Exit status when the command line or the configuration is wrong (clap's own status for usage).
+const MISUSED: u8 = 2;
+
+/// One connection string for PostgreSQL that stays up: pooler, router and failover in one program.
+#[derive(Debug, Parser)]
+#[command(name = "pgsteady", version, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  pgsteady check pgsteady.toml          say what is wrong in a configuration, and what to write instead
+  pgsteady run -c pgsteady.toml         serve clients
+  psql 'host=localhost port=6432 dbname=app user=me'
+  kill -HUP $(pidof pgsteady)           read the configuration and the certificates again
+  kill -TERM $(pidof pgsteady)          stop when the clients' transactions have ended
+  pgsteady docs config > config.md      every option with its default
+
+Exit status: 0 done; 1 failed at work; 2 the command line or the configuration is wrong.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve clients until SIGTERM; SIGHUP reads the configuration again.
+    Run(RunArgs),
+    /// Check a configuration and the files it names; exit status 1 if something is wrong.
+    Check(CheckArgs),
+    /// Print a reference page as Markdown.
+    Docs(DocsArgs),
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The configuration; default: ./pgsteady.toml, then /etc/pgsteady/pgsteady.toml.
+    #[arg(short, long, value_name = "FILE", env = "PGSTEADY_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// The configuration; default: ./pgsteady.toml, then /etc/pgsteady/pgsteady.toml.
+    #[arg(value_name = "FILE", env = "PGSTEADY_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct DocsArgs {
+    /// Which page.
+    page: Page,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Page {
+    /// The options of pgsteady.toml.
+    Config,
+}
+
+/// Does what the command line says.
+#[must_use]
+pub fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Run(args) => run(args.config),
+        Command::Check(args) => check(args.config),
+        Command::Docs(DocsArgs { page: Page::Config }) => {
+            print!("{}", config::reference());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn run(file: Option<PathBuf>) -> ExitCode {
+    let config = match load(file) {
+        Ok(config) => Arc::new(config),
+        Err(said) => return fail(MISUSED, &said),
+    };
+    let log = match crate::log::start(&config.log) {
+        Ok(log) => log,
+        Err(said) => return fail(MISUSED, &format!("log.level: {said}")),
+    };
+    for warning in &config.warnings {
+        tracing::warn!("{}", warning.text(&config.file));
+    }
+    drop(log);
+    fail(FAILED, "this build does not serve clients")
+}
+
+fn check(file: Option<PathBuf>) -> ExitCode {
+    let config = match load(file) {
+        Ok(config) => config,
+        Err(said) => return fail(FAILED, &said),
+    };
+    let found = crate::check::files(&config);
+    for warning in &config.warnings {
+        eprintln!("warning: {}", warning.text(&config.file));
+    }
+    if found.is_empty() {
+        println!("{}: right: {config}", config.file.display());
+        return ExitCode::SUCCESS;
+    }
+    fail(FAILED, &found.join("\n"))
+}
+
+fn load(file: Option<PathBuf>) -> Result<Config, String> {
+    let file = match file {
+        Some(file) => file,
+        None => found().ok_or_else(|| format!("no configuration: there is no {}", DEFAULT_PATHS.join(" and no ")))?,
+    };
+    Config::load(&file).map_err(|errors| errors.to_string())
+}
+
+/// The first of the default files that exists.
+fn found() -> Option<PathBuf> {
+    DEFAULT_PATHS.into_iter().map(Path::new).find(|path| path.exists()).map(Path::to_owned)
+}
+
+fn fail(status: u8, said: &str) -> ExitCode {
+    for line in said.lines() {
+        // A remedy stands below its error, indented.
+        if line.starts_with(' ') { eprintln!("{line}") } else { eprintln!("pgsteady: {line}") }
+    }
+    ExitCode::from(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_says_how_to_begin_and_the_exit_status() {
+        let help = Cli::command().render_long_help().to_string();
+        for said in ["pgsteady run -c pgsteady.toml", "Exit status: 0 done", "check", "docs"] {
+            assert!(help.contains(said), "{said} is not in:\n{help}");
+        }
+    }
+}
