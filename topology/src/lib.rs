@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, watch};
 
+pub mod node;
 mod snapshot;
 
 pub use snapshot::{Address, Lsn, Node, PrimarySample, Role, Topology};
