@@ -17,7 +17,7 @@ const MAX_PASSWORD_FILE_BYTES: u64 = 64 << 10;
 /// PostgreSQL's identifiers are cut at 63 bytes (NAMEDATALEN - 1); a longer name never matches.
 const MAX_NAME_BYTES: usize = 63;
 /// Workers that one process may have.
-const MAX_WORKERS: u16 = 256;
+const MAX_WORKERS: usize = 256;
 
 pub(super) fn build(text: &str, file: &Path) -> Result<Config, ConfigErrors> {
     let (document, syntax) = DeTable::parse_recoverable(text);

@@ -144,9 +144,9 @@ pub struct Database {
     /// How long a client keeps a server.
     pub pool_mode: PoolMode,
     /// Servers of a pool.
-    pub pool_size: u32,
+    pub pool_size: usize,
     /// Servers kept even when unused.
-    pub min_pool_size: u32,
+    pub min_pool_size: usize,
     /// Time a client waits for a server.
     pub max_wait: Duration,
     /// Where transactions go.

@@ -119,7 +119,7 @@ section! {
         /// Permission bits of the Unix socket.
         unix_socket_mode: FileMode = "\"0660\"" [restart],
         /// Threads that serve clients; each has its own listener and its own servers.
-        workers: u16 = "1" [restart],
+        workers: usize = "1" [restart],
         /// Connections the kernel keeps for us before we accept them.
         backlog: u16 = "1024" [restart],
     }
@@ -143,7 +143,7 @@ section! {
     /// What is bounded: clients, waits, memory.
     Limits "[limits]" {
         /// Clients at a time; one more is refused with SQLSTATE 53300.
-        max_clients: u32 = "1000",
+        max_clients: usize = "1000",
         /// Time from accept to the end of authentication.
         login_timeout: Duration = "\"15s\"",
         /// Time a client waits for a server when all of its pool are in use.
@@ -151,7 +151,7 @@ section! {
         /// Time a client is held while its cluster has no primary.
         hold_timeout: Duration = "\"30s\"",
         /// Clients held at a time while there is no primary; one more is told so at once.
-        hold_clients: u32 = "10000",
+        hold_clients: usize = "10000",
         /// Bytes kept of held clients together.
         hold_bytes: Size = "\"64MiB\"",
         /// Time a client may stay idle inside a transaction before it is closed.
@@ -167,9 +167,9 @@ section! {
         /// Time clients get to end their transactions when pgsteady is asked to stop.
         shutdown_timeout: Duration = "\"30s\"",
         /// Prepared statements kept on each server; the least recently used one is closed for a new one.
-        max_prepared_statements: u32 = "200",
+        max_prepared_statements: usize = "200",
         /// Statement texts kept by each worker for routing and preparing.
-        statement_cache_entries: u32 = "10000",
+        statement_cache_entries: usize = "10000",
         /// Bytes of those texts.
         statement_cache_bytes: Size = "\"32MiB\"",
         /// Longest statement that is read as a whole to decide its route; a longer one goes to the primary.
@@ -209,9 +209,9 @@ section! {
         /// Pooling mode for this user; default: the database's.
         pool_mode: Option<PoolMode>,
         /// Servers of each of this user's pools; default: the database's.
-        pool_size: Option<u32>,
+        pool_size: Option<usize>,
         /// Clients of this user at a time.
-        max_clients: Option<u32>,
+        max_clients: Option<usize>,
     }
 }
 
@@ -311,9 +311,9 @@ section! {
         /// How long a client keeps a server.
         pool_mode: PoolMode = "\"transaction\"",
         /// Servers of a pool (one pool for each database entry, user and node).
-        pool_size: u32 = "20",
+        pool_size: usize = "20",
         /// Servers kept even when unused.
-        min_pool_size: u32 = "0",
+        min_pool_size: usize = "0",
         /// Time a client waits for a server; default: `limits.query_wait_timeout`.
         max_wait: Option<Duration>,
         /// Where transactions go.

@@ -1,5 +1,6 @@
 //! How a TOML value becomes a value of ours, and what is said when it does not.
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -42,9 +43,33 @@ impl std::fmt::Display for ListenAddress {
     }
 }
 
+impl ListenAddress {
+    /// The socket addresses: of a name all that it has, of `*` both families. Asks the resolver, which may block.
+    ///
+    /// # Errors
+    /// The name has no address.
+    pub fn resolve(&self) -> std::io::Result<Vec<SocketAddr>> {
+        if self.host == "*" {
+            return Ok(vec![
+                SocketAddr::from((Ipv6Addr::UNSPECIFIED, self.port)),
+                SocketAddr::from((Ipv4Addr::UNSPECIFIED, self.port)),
+            ]);
+        }
+        let mut addresses: Vec<_> = (self.host.as_str(), self.port).to_socket_addrs()?.collect();
+        addresses.dedup();
+        Ok(addresses)
+    }
+}
+
 /// The permission bits of a file, written in octal: `"0660"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileMode(pub u32);
+
+impl From<FileMode> for u32 {
+    fn from(mode: FileMode) -> Self {
+        mode.0
+    }
+}
 
 fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, String> {
     let text = value.as_str().ok_or_else(String::new)?;
@@ -137,6 +162,17 @@ fn integer<T: TryFrom<i64>>(value: &DeValue<'_>) -> Result<T, String> {
     T::try_from(number).map_err(|_| out_of_range())
 }
 
+/// A count; more than fits 32 bits is a mistake of the writer.
+impl Value for usize {
+    fn allowed() -> String {
+        u32::allowed()
+    }
+    fn read(value: &DeValue<'_>) -> Result<Self, String> {
+        let count: u32 = integer(value)?;
+        Self::try_from(count).map_err(|_| "is out of range".to_owned())
+    }
+}
+
 impl Value for u32 {
     fn allowed() -> String {
         "a whole number from 0 to 4294967295".to_owned()
@@ -212,7 +248,7 @@ macro_rules! optional {
     )*};
 }
 
-optional!(String, PathBuf, Secret, u32, u16);
+optional!(String, PathBuf, Secret, usize, u16);
 
 impl Value for Option<Duration> {
     fn allowed() -> String {
@@ -323,6 +359,8 @@ mod tests {
         assert_eq!(read::<ListenAddress>("\"127.0.0.1:6432\""), address("127.0.0.1", 6432));
         assert_eq!(read::<ListenAddress>("\"[::1]:0\""), address("::1", 0));
         assert_eq!(read::<ListenAddress>("\"*:6432\""), address("*", 6432));
+        let any = ListenAddress { host: "*".to_owned(), port: 1 }.resolve().unwrap();
+        assert_eq!(any.iter().map(ToString::to_string).collect::<Vec<_>>(), ["[::]:1", "0.0.0.0:1"]);
         for bad in ["\"localhost\"", "\":6432\"", "\"::1:6432\"", "\"h:65536\"", "\"h:x\"", "6432", "\"h:1\\u0000\""] {
             assert!(read::<ListenAddress>(bad).is_err(), "{bad}");
         }

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use openssl::hash::MessageDigest;
 use openssl::nid::Nid;
@@ -18,14 +18,14 @@ use openssl::x509::X509Ref;
 mod clients;
 mod names;
 mod servers;
+mod state;
 
 pub use clients::{ClientCertificate, ClientTls, accept};
 pub use servers::{Answer, Attempt, ServerTls, connect, request};
+pub use state::TlsState;
 
 /// ALPN protocol of PostgreSQL (manual, "Message Flow / SSL Session Encryption"), with its length in front.
 const ALPN: &[u8] = b"\x0apostgresql";
-/// Time between two looks at the files of certificates.
-pub const WATCH_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Why TLS could not be set up or a handshake failed. Texts of OpenSSL are in it, no bytes of the other side.
 #[derive(Debug)]
@@ -189,7 +189,7 @@ impl<T> Current<T> {
 }
 
 /// Certificates that are read again without a restart.
-pub trait Certificates: Send + Sync {
+pub trait Certificates {
     /// Reads the files again if they have changed, or if `always`. `Ok(true)`: new handshakes use what was read.
     ///
     /// # Errors
@@ -197,28 +197,6 @@ pub trait Certificates: Send + Sync {
     fn refresh(&self, always: bool) -> Result<bool, TlsError>;
     /// The section, for messages.
     fn section(&self) -> &str;
-}
-
-/// Looks at all of these now, and says what came of it.
-pub fn refresh_all(all: &[Arc<dyn Certificates>], always: bool) {
-    for certificates in all {
-        match certificates.refresh(always) {
-            Ok(false) => {}
-            Ok(true) => tracing::info!(section = certificates.section(), "certificates were read again"),
-            Err(error) => {
-                tracing::error!(section = certificates.section(), %error, "new certificates are not good: the old stay");
-            }
-        }
-    }
-}
-
-/// Looks at all of these every [`WATCH_INTERVAL`], for ever. A few file times: too little to leave the worker for.
-pub async fn watch_files(all: Vec<Arc<dyn Certificates>>) {
-    let mut tick = tokio::time::interval(WATCH_INTERVAL);
-    loop {
-        tick.tick().await;
-        refresh_all(&all, false);
-    }
 }
 
 /// Version and cipher for a log: `TLSv1.3/TLS_AES_256_GCM_SHA384`.
