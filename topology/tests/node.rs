@@ -192,7 +192,19 @@ async fn the_old_primary_is_rewound_with_divergent_rows_undone() {
     machine.until(1, "select count(*) from pg_stat_replication where application_name = 'n1'", 1).await;
     // the other standby had followed the old primary past the fork
     assert_eq!(machine.number(2, "select count(*) from t").await, 4010);
+    // it learns of the new timeline and stays where it is; started again, PostgreSQL would mix both
+    let history = machine.nodes[2].site().data.join("pg_wal/00000002.history");
+    let conninfo = primary.conninfo("n3", None).replace('\'', "''");
+    machine.sql(2, &format!("alter system set primary_conninfo = '{conninfo}'")).await;
+    machine.sql(2, "select pg_reload_conf()").await;
+    let started = Instant::now();
+    while !history.exists() {
+        assert!(started.elapsed() < PATIENCE, "{} does not come", history.display());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     machine.nodes[2].kill().await.unwrap();
+    let error = machine.nodes[2].start_standby(None).await.unwrap_err();
+    assert!(error.to_string().contains("forked off"), "{error}");
     assert_eq!(machine.nodes[2].rejoin(&primary).await.unwrap(), Rejoined::Rewound);
     machine.until(2, "select count(*) from t", 11).await;
 }

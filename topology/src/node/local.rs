@@ -241,8 +241,11 @@ impl LocalNode {
     /// before, it does not come up read-write.
     ///
     /// # Errors
-    /// If PostgreSQL does not start; the error holds the end of its log.
+    /// If that would mix two histories; if PostgreSQL does not start: the error holds the end of its log.
     pub async fn start_standby(&mut self, upstream: Option<&Upstream>) -> Result<(), NodeError> {
+        self.not_running()?;
+        end_orphans(&self.site.data).await?;
+        self.mixes_no_histories().await?;
         self.launch_standby(upstream).await?;
         self.wait_until_answering().await
     }

@@ -9,6 +9,7 @@
 //! replays what it has of the old timeline past the fork, and then streams the new one on top of it: no error, mixed
 //! data. So a standby is started as it is only if its WAL has been seen to end before the fork.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::local::{Stop, release_segment};
@@ -105,6 +106,11 @@ impl LocalNode {
         let Some(fork) = fork_from(primary, timeline, control.timeline, &self.site.name).await? else {
             return Ok(false);
         };
+        self.ends_before(fork, control).await
+    }
+
+    /// Does the WAL that this stopped node holds of its timeline end before this position? In doubt it does not.
+    async fn ends_before(&self, fork: Lsn, control: &Control) -> Result<bool, NodeError> {
         let mut arguments: Vec<std::ffi::OsString> = vec!["--stats".into(), "-p".into()];
         arguments.push(self.site.data.join("pg_wal").into());
         arguments.extend(["-t".into(), control.timeline.to_string().into(), "-s".into(), control.redo.clone().into()]);
@@ -114,6 +120,28 @@ impl LocalNode {
             Err(error) => Err(error),
             Ok(_) => Ok(false),
         }
+    }
+
+    /// Refuses a standby whose start would mix two histories: it knows of a newer timeline, and holds more of its own than
+    /// that one took over.
+    pub(super) async fn mixes_no_histories(&self) -> Result<(), NodeError> {
+        let folder = self.site.data.join("pg_wal");
+        let entries = std::fs::read_dir(&folder).map_err(|error| NodeError::io("read", &folder, error))?;
+        let known: Vec<_> =
+            entries.flatten().map(|entry| entry.path()).filter(|path| timeline_of(path).is_some()).collect();
+        if known.is_empty() {
+            return Ok(());
+        }
+        let control = self.control().await?;
+        for path in known.iter().filter(|path| timeline_of(path) > Some(control.timeline)) {
+            let text = std::fs::read_to_string(path).map_err(|error| NodeError::io("read", path, error))?;
+            let Some(fork) = fork_in(&text, control.timeline) else { continue };
+            if !self.ends_before(fork, &control).await? {
+                let why = format!("it holds WAL past the point where {} forked off; it has to rejoin", path.display());
+                return Err(NodeError::refused(&self.site.name, why));
+            }
+        }
+        Ok(())
     }
 
     async fn rewind(&self, primary: &Upstream) -> Result<(), NodeError> {
@@ -208,6 +236,11 @@ async fn fork_from(primary: &Upstream, timeline: u32, older: u32, node: &str) ->
     let asked = format!("select pg_read_file('pg_wal/{timeline:08X}.history')");
     let row = client.query_one(&asked, &[]).await.map_err(sql)?;
     Ok(fork_in(row.get(0), older))
+}
+
+/// `0000000A.history` is of timeline 10.
+fn timeline_of(path: &Path) -> Option<u32> {
+    u32::from_str_radix(path.file_name()?.to_str()?.strip_suffix(".history")?, 16).ok()
 }
 
 /// A line of a history file is `TIMELINE<tab>FORK<tab>REASON`.

@@ -103,6 +103,18 @@ impl Throwaway {
         &self.path
     }
 
+    /// Makes a folder in it that the account owns. What others put there goes with it only if it is no folder itself: the
+    /// watchman has the account's rights.
+    ///
+    /// # Errors
+    /// If it exists.
+    pub fn folder(&self, name: &str, account: &Account) -> Result<PathBuf, NodeError> {
+        let path = self.path.join(name);
+        let make = std::fs::DirBuilder::new().mode(0o700).create(&path);
+        make.map_err(|error| NodeError::io("make", &path, error))?;
+        account.own(&path).map(|()| path)
+    }
+
     /// Leaves the files where they are; processes are still ended when this value goes.
     pub fn keep(&mut self) {
         if let Some(pipe) = &mut self.watchman.stdin {
