@@ -8,9 +8,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::{mpsc, watch};
 
+pub mod act;
+mod conninfo;
+mod login;
 pub mod node;
+pub mod probe;
+mod reading;
 mod snapshot;
 
+pub use conninfo::ReplicationLogin;
+pub use login::{APPLICATION_NAME, Connector, Encryption, Failure, Login, Secret, Server};
+pub use reading::{Reading, Receiver, TermRow, Walsender};
 pub use snapshot::{Address, Lsn, Node, PrimarySample, Role, Topology};
 
 /// What a proxy holds of a cluster: the latest snapshot, and the ways to talk back.

@@ -74,6 +74,11 @@ pub struct Topology {
     pub epoch: u64,
     /// Index into `nodes`; `None` while there is no primary that may be used: clients are held.
     pub primary: Option<usize>,
+    /// The term of that primary; 0 where no term is kept.
+    pub term: u64,
+    /// The next transaction id when the primary was promoted, before it took any write: a transaction of the primary
+    /// before it with this or a later id has not committed (ids are used again). `None` if nobody here saw the promotion.
+    pub next_xid: Option<u64>,
     /// The nodes, in the order of the configuration; the order and length change only with the configuration.
     pub nodes: Vec<Node>,
     /// The latest reading of the primary's position.
@@ -94,6 +99,14 @@ impl Topology {
             lag: None,
             why: "".into(),
         };
-        Self { epoch: 1, primary: Some(0), nodes: vec![node], sample: PrimarySample::default(), why: "".into() }
+        Self {
+            epoch: 1,
+            primary: Some(0),
+            term: 0,
+            next_xid: None,
+            nodes: vec![node],
+            sample: PrimarySample::default(),
+            why: "".into(),
+        }
     }
 }

@@ -1,0 +1,251 @@
+//! The SQL by which decisions are carried out: each action with a deadline of its own, each result with its evidence.
+//! "The statement succeeded" is never evidence. What to do when is decided elsewhere.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deadpool::managed::{Object, Pool, PoolError};
+use tokio::time::{Instant, timeout_at};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
+
+use crate::login::{Connector, Failure, Server, cause};
+
+mod fence;
+mod primary;
+mod promote;
+mod standby;
+
+pub use fence::{FenceEvidence, fence};
+pub use primary::{TermWritten, barrier, checkpoint, prepare_term, quarantine, set_rule, write_term};
+pub use promote::{Promoted, promote};
+pub use standby::{Drained, Provided, drain, prepare_standby, repoint};
+
+/// Servers that the monitor's actions may have open to one node at the same time, besides the probe's.
+const MAX_SERVERS: usize = 4;
+
+/// Between two looks at a node while an action waits for its effect. Short: these waits are the failover.
+const POLL: Duration = Duration::from_millis(2);
+/// Time that a look needs at most on a node that is well.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// A node, and the monitor's servers to it. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    /// The node's name.
+    pub node: Arc<str>,
+    pool: Pool<Connector>,
+}
+
+/// What an action needs that did not come about; names the node, the action and the cause.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ActError {
+    /// The node's name.
+    pub node: Arc<str>,
+    /// The action.
+    pub action: &'static str,
+    /// What went wrong.
+    pub cause: Cause,
+}
+
+/// Why an action failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// No server to the node could be had, or it was lost during the action. What was sent may have had its effect.
+    Connection(Failure),
+    /// PostgreSQL refused a statement: SQLSTATE and message.
+    Statement(String),
+    /// The effect was not seen in time, and what was seen instead.
+    Deadline(String),
+    /// The node is not in the state that the action requires; nothing was changed.
+    Guard(String),
+}
+
+impl fmt::Display for ActError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} on node {}: ", self.action, self.node)?;
+        match &self.cause {
+            Cause::Connection(failure) => write!(f, "{failure}"),
+            Cause::Statement(text) => write!(f, "PostgreSQL answered {text}"),
+            Cause::Deadline(seen) => write!(f, "not in time: {seen}"),
+            Cause::Guard(seen) => write!(f, "not done: {seen}"),
+        }
+    }
+}
+
+impl std::error::Error for ActError {}
+
+impl Remote {
+    /// No connection is made yet.
+    #[must_use]
+    pub fn new(connector: Connector) -> Self {
+        let node = connector.node.clone();
+        let pool = Pool::builder(connector).max_size(MAX_SERVERS).build();
+        Self { node, pool: pool.expect("a pool without time-outs needs no runtime") }
+    }
+
+    /// Keeps one server open beside the probe's, so that an action does not begin with a login. Bounded by the login's
+    /// own time-out; a failure is the probe's to report.
+    pub(crate) async fn keep_warm(&self) {
+        drop(self.pool.get().await);
+    }
+
+    /// A server for one action, which has to be through by `deadline` from now.
+    pub(crate) async fn begin(&self, action: &'static str, deadline: Duration) -> Result<Ground, ActError> {
+        let until = Instant::now() + deadline;
+        let failed = |cause| ActError { node: self.node.clone(), action, cause };
+        let server = match timeout_at(until, self.pool.get()).await {
+            Ok(Ok(server)) => server,
+            Ok(Err(PoolError::Backend(failure))) => return Err(failed(Cause::Connection(failure))),
+            Ok(Err(other)) => return Err(failed(Cause::Connection(Failure::Lost(other.to_string())))),
+            Err(_) => return Err(failed(Cause::Connection(Failure::Silent(deadline)))),
+        };
+        Ok(Ground { server: Some(server), node: self.node.clone(), action, until, deadline })
+    }
+}
+
+/// A borrowed server, for one action. It goes back to the pool by [`Ground::done`] alone: if the action fails or is
+/// dropped, something may still be owed on it, and it is closed.
+pub(crate) struct Ground {
+    server: Option<Object<Connector>>,
+    node: Arc<str>,
+    action: &'static str,
+    until: Instant,
+    deadline: Duration,
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            drop::<Server>(Object::take(server));
+        }
+    }
+}
+
+impl Ground {
+    fn client(&self) -> &Client {
+        self.server.as_ref().expect("given back only by `done`, which consumes").client()
+    }
+
+    pub(crate) fn done(mut self) {
+        self.server = None;
+    }
+
+    pub(crate) fn fail(&self, cause: Cause) -> ActError {
+        ActError { node: self.node.clone(), action: self.action, cause }
+    }
+
+    fn failed(&self, error: &tokio_postgres::Error) -> ActError {
+        match Failure::in_answer(error) {
+            Failure::Answered(text) => self.fail(Cause::Statement(text)),
+            failure => self.fail(Cause::Connection(failure)),
+        }
+    }
+
+    fn late(&self) -> ActError {
+        self.fail(Cause::Connection(Failure::Silent(self.deadline)))
+    }
+
+    /// Runs one statement of which only the success matters. Statements awaited together are pipelined in order.
+    pub(crate) async fn execute(&self, statement: &str) -> Result<(), ActError> {
+        match timeout_at(self.until, self.client().simple_query(statement)).await {
+            Ok(outcome) => outcome.map(drop).map_err(|e| self.failed(&e)),
+            Err(_) => Err(self.late()),
+        }
+    }
+
+    pub(crate) async fn row(&self, query: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Row, ActError> {
+        match timeout_at(self.until, self.client().query_one(query, values)).await {
+            Ok(outcome) => outcome.map_err(|e| self.failed(&e)),
+            Err(_) => Err(self.late()),
+        }
+    }
+
+    pub(crate) async fn rows(&self, query: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, ActError> {
+        match timeout_at(self.until, self.client().query(query, values)).await {
+            Ok(outcome) => outcome.map_err(|e| self.failed(&e)),
+            Err(_) => Err(self.late()),
+        }
+    }
+
+    /// A field of a row of our own query.
+    pub(crate) fn get<'r, T: tokio_postgres::types::FromSql<'r>>(
+        &self,
+        row: &'r Row,
+        field: &str,
+    ) -> Result<T, ActError> {
+        row.try_get(field).map_err(|e| self.fail(Cause::Statement(cause(&e))))
+    }
+
+    /// Waits until the next look; an error with what was last seen if the deadline comes first.
+    pub(crate) async fn wait(&self, seen: impl FnOnce() -> String) -> Result<(), ActError> {
+        self.wait_for(POLL, seen).await
+    }
+
+    pub(crate) async fn wait_for(&self, pause: Duration, seen: impl FnOnce() -> String) -> Result<(), ActError> {
+        // the next look has to fit in, or a time-out would hide what was seen
+        if Instant::now() + pause + LOOK >= self.until {
+            return Err(self.fail(Cause::Deadline(seen())));
+        }
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+}
+
+/// A string literal for `ALTER SYSTEM`, which takes no parameters. Doubling quotes and backslashes in an `E''` literal is
+/// right whatever `standard_conforming_strings` says. A line end would end the setting's line in `postgresql.auto.conf`
+/// (PostgreSQL refuses it itself since 2015), a NUL the statement: neither is passed on.
+pub(crate) fn literal(text: &str) -> String {
+    let mut quoted = String::with_capacity(text.len() + 4);
+    quoted.push_str("E'");
+    for letter in text.chars().filter(|letter| !matches!(letter, '\n' | '\r' | '\0')) {
+        if matches!(letter, '\'' | '\\') {
+            quoted.push(letter);
+        }
+        quoted.push(letter);
+    }
+    quoted.push('\'');
+    quoted
+}
+
+/// `"name"` for an identifier or a member of `synchronous_standby_names`.
+pub(crate) fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\"").replace('\0', ""))
+}
+
+/// `ANY k ("a", "b")`; empty without a cohort: nothing is waited for.
+#[must_use]
+pub fn rule_text(k: u32, cohort: &[impl AsRef<str>]) -> String {
+    if cohort.is_empty() || k == 0 {
+        return String::new();
+    }
+    let names: Vec<String> = cohort.iter().map(|name| identifier(name.as_ref())).collect();
+    format!("ANY {k} ({})", names.join(", "))
+}
+
+/// The mark that a fence leaves in `primary_slot_name`: the term it was made for. It survives a restart.
+#[must_use]
+pub fn mark(term: u64) -> String {
+    format!("fence_{term}")
+}
+
+/// The term of a mark; `None` if it is none.
+#[must_use]
+pub fn marked_by(slot_name: &str) -> Option<u64> {
+    slot_name.strip_prefix("fence_").and_then(|term| term.parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn literals_cannot_be_left() {
+        assert_eq!(literal("a'b"), "E'a''b'");
+        assert_eq!(literal("a\\'b\n\0"), "E'a\\\\''b'");
+        assert_eq!(identifier("a\"b"), "\"a\"\"b\"");
+        assert_eq!(rule_text(1, &["n2", "n3"]), "ANY 1 (\"n2\", \"n3\")");
+        assert_eq!(rule_text(1, &[] as &[&str]), "");
+    }
+}
