@@ -1,5 +1,7 @@
 //! The monitor's SQL against real servers: each promise of a fence, a promotion, a term row is tried where it is hard.
 
+#![allow(clippy::unwrap_used)] // a test may panic
+
 mod common;
 
 use std::time::{Duration, Instant};

@@ -87,7 +87,7 @@ impl Remote {
 
     /// Keeps one server open beside the probe's, so that an action does not begin with a login. Bounded by the login's
     /// own time-out; a failure is the probe's to report.
-    pub(crate) async fn keep_warm(&self) {
+    pub async fn keep_warm(&self) {
         drop(self.pool.get().await);
     }
 
