@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+pub mod certificates;
 pub mod endpoint;
 pub mod folder;
 pub mod pgsteady;

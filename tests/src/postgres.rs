@@ -192,9 +192,13 @@ impl Node {
         let folder = Folder::new(name);
         run(Command::new("cp").args(["-a", "--reflink=auto"]).arg(golden).arg(folder.path().join("data")));
         let node = Self { name: name.into(), programs: programs.clone(), folder, port: Port::new(), process: None };
-        let directory = node.folder.path().display().to_string();
-        node.configure(&format!("port = {}\nunix_socket_directories = '{directory}'\n", node.port()));
+        node.configure_address();
         node
+    }
+
+    fn configure_address(&self) {
+        let directory = self.folder.path().display();
+        self.configure(&format!("port = {}\nunix_socket_directories = '{directory}'\n", self.port()));
     }
 
     /// A primary of its own, started.
@@ -379,24 +383,53 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts `size` nodes and waits until all standbys stream. `route` says where standbys find the primary, if not at
-    /// its own port (a relay).
-    ///
-    /// # Panics
-    /// When they do not come up.
-    pub async fn start(programs: &Programs, size: usize, route: Option<u16>) -> Self {
-        let mut nodes: Vec<Node> = (1..=size).map(|number| Node::new(programs, &format!("n{number}"))).collect();
-        let primary = route.unwrap_or_else(|| nodes[0].port());
-        let names: Vec<String> = nodes.iter().map(|node| node.name.clone()).collect();
-        nodes[0].configure(&format!("synchronous_standby_names = 'ANY 1 ({})'\n", names[1..].join(", ")));
-        for node in &nodes[1..] {
+    /// Makes `size` nodes without starting them: the data of a primary and its standbys.
+    #[must_use]
+    pub fn prepare(programs: &Programs, size: usize) -> Self {
+        Self { nodes: (1..=size).map(|number| Node::new(programs, &format!("n{number}"))).collect() }
+    }
+
+    /// Starts them and waits until all standbys stream from `n1`, which they reach at this port.
+    pub async fn launch(&mut self, primary: u16) {
+        for node in &self.nodes {
+            let others = self.nodes.iter().map(|other| other.name.as_str()).filter(|name| *name != node.name);
+            let names: Vec<&str> = others.collect();
+            node.configure(&format!("synchronous_standby_names = 'ANY 1 ({})'\n", names.join(", ")));
+        }
+        for node in &self.nodes[1..] {
             node.follow(primary);
         }
-        nodes.iter_mut().for_each(Node::launch);
-        let cluster = Self { nodes };
-        cluster.nodes[0].answers().await;
-        cluster.streaming(0, size - 1).await;
+        self.nodes.iter_mut().for_each(Node::launch);
+        self.nodes[0].answers().await;
+        self.streaming(0, self.nodes.len() - 1).await;
+    }
+
+    /// Prepares and launches, with standbys that reach the primary directly.
+    pub async fn start(programs: &Programs, size: usize) -> Self {
+        let mut cluster = Self::prepare(programs, size);
+        let primary = cluster.nodes[0].port();
+        cluster.launch(primary).await;
         cluster
+    }
+
+    /// Replaces a node's data by a base backup of another one, which it then follows at this port.
+    ///
+    /// # Panics
+    /// When the backup fails or the node runs.
+    pub async fn clone_from(&mut self, node: usize, source: usize, port: u16) {
+        let from = self.nodes[source].socket_directory().display().to_string();
+        let source_port = self.nodes[source].port().to_string();
+        let node = &mut self.nodes[node];
+        node.remove_shared_memory();
+        fs::remove_dir_all(node.data()).expect("the data of a stopped node can be removed");
+        let mut backup = node.programs.command("pg_basebackup");
+        backup.args(["-h", &from, "-p", &source_port, "-U", "postgres", "-c", "fast", "-X", "stream", "-D"]);
+        run(backup.arg(node.data()));
+        // What was set by ALTER SYSTEM on the source, its own address included, is not this node's.
+        fs::write(node.data().join("postgresql.auto.conf"), "").expect("a file of the test can be written");
+        node.configure_address();
+        node.follow(port);
+        node.start().await;
     }
 
     /// Waits until `count` standbys stream from this node.

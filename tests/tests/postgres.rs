@@ -25,7 +25,7 @@ fn both_versions_start_and_take_passwords() {
 #[test]
 fn a_cut_link_stops_acknowledgements_and_every_row_is_accounted_for() {
     harness::run(90, async {
-        let cluster = Cluster::start(&Programs::installed(), 3, None).await;
+        let cluster = Cluster::start(&Programs::installed(), 3).await;
         cluster.nodes[0].sql(writers::TABLE).await;
         cluster.nodes[0].sql("GRANT ALL ON written TO app").await;
         let relay = Relay::to(cluster.nodes[0].port()).await;
@@ -56,7 +56,7 @@ fn a_cut_link_stops_acknowledgements_and_every_row_is_accounted_for() {
 #[test]
 fn standbys_that_are_frozen_hold_commits_back() {
     harness::run(60, async {
-        let cluster = Cluster::start(&Programs::installed(), 3, None).await;
+        let cluster = Cluster::start(&Programs::installed(), 3).await;
         cluster.nodes[1].freeze();
         cluster.nodes[0].sql("CREATE TABLE one ()").await;
         cluster.nodes[2].freeze();
