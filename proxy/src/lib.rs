@@ -1,8 +1,10 @@
 //! The program pgsteady as a library: clients, pools, routing, configuration, command line.
 
+pub mod auth;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod error;
 pub mod log;
 pub mod routing;
 pub mod tls;

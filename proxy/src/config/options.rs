@@ -42,7 +42,7 @@ words! {
 words! {
     /// How clients prove who they are.
     AuthMethod {
-        /// They do not; the user must be known.
+        /// They do not; the user must be known, if users are named anywhere.
         "trust" => Trust,
         /// Password in the clear.
         "password" => Password,

@@ -1,0 +1,243 @@
+//! The exchange by which a client proves who it is. Unknown users and wrong passwords look the same from outside.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use pgwire::auth::scram::server::Server;
+use pgwire::auth::scram::{Nonce, ScramError};
+use pgwire::auth::{Authentication, SaslInitial, Secret, Stored, cleartext, md5, read_password};
+use pgwire::{Malformed, frame};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+use super::lookup::{LookupError, Place};
+use super::read::{self, ReadError};
+use super::store::{Known, Store, Users};
+use super::{Identity, ScramLogin, ServerLogin};
+use crate::config::AuthMethod;
+
+/// Who a client says to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim<'a> {
+    /// The user of its startup packet.
+    pub user: &'a str,
+    /// The channel binding data of its TLS connection (from `tls::accept`); none: no TLS.
+    pub end_point: Option<&'a [u8]>,
+    /// Where users can be looked up: the servers of the database that it asks for.
+    pub place: Option<&'a Place>,
+}
+
+/// Why a client is not let in. `Display` is for the log; what the client is told is in `crate::error`.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The client left. Not an error: psql does so to ask its user for the password.
+    Closed,
+    /// The connection broke.
+    Io(io::Error),
+    /// The client sent something that is no message, or not one that may come now.
+    Protocol(String),
+    /// Wrong password, or no such user: the client is not told which.
+    Failed {
+        /// The user.
+        user: Arc<str>,
+        /// For the log alone.
+        why: &'static str,
+    },
+    /// The client sent an empty password, which never counts.
+    EmptyPassword(Arc<str>),
+    /// Users could not be looked up.
+    Lookup(LookupError),
+    /// pgsteady stops.
+    Stopping,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("the client left while it was asked who it is"),
+            Self::Io(error) => write!(f, "{error}"),
+            Self::Protocol(what) => f.write_str(what),
+            Self::Failed { user, why } => write!(f, "authentication failed for user {user:?}: {why}"),
+            Self::EmptyPassword(user) => write!(f, "authentication failed for user {user:?}: empty password"),
+            Self::Lookup(error) => write!(f, "users cannot be looked up: {error}"),
+            Self::Stopping => f.write_str("pgsteady stops"),
+        }
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+impl From<ReadError> for Refusal {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Closed => Self::Closed,
+            ReadError::Io(error) => Self::Io(error),
+            ReadError::Malformed(what) => what.into(),
+            ReadError::Unexpected(tag) => Self::Protocol(format!("expected password response, got message type {tag}")),
+        }
+    }
+}
+
+impl From<Malformed> for Refusal {
+    fn from(what: Malformed) -> Self {
+        Self::Protocol(what.to_string())
+    }
+}
+
+/// Asks a client to prove that it is who it claims to be.
+///
+/// On success the last words of the exchange, up to AuthenticationOk, are left in `out`, so that they leave in one write
+/// with what the caller adds. `rest` is what was read behind the startup packet, and afterwards what was read behind the
+/// exchange. The caller bounds the time, and tells the client of a refusal.
+///
+/// # Errors
+/// [`Refusal`].
+pub async fn authenticate<S>(
+    stream: &mut S,
+    rest: &mut BytesMut,
+    out: &mut BytesMut,
+    claim: Claim<'_>,
+    store: &Store,
+) -> Result<Identity, Refusal>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let users = store.users();
+    let known = users.find(claim.user, claim.place).await.map_err(Refusal::Lookup)?;
+    let known = known.as_deref();
+    let mut exchange = Exchange { stream, rest, out, claim, store };
+    let server_login = if users.asks_scram(known) {
+        exchange.scram(known).await
+    } else {
+        match users.method {
+            AuthMethod::Trust => exchange.trust(&users, known),
+            AuthMethod::Password => exchange.password(known).await,
+            AuthMethod::Md5 | AuthMethod::ScramSha256 => exchange.md5(known).await,
+        }
+    };
+    if matches!(server_login, Err(Refusal::Failed { .. })) {
+        users.forget(claim.user, claim.place);
+    }
+    let server_login = server_login?;
+    Authentication::Ok.write(out)?;
+    Ok(Identity { user: claim.user.into(), server_login })
+}
+
+struct Exchange<'a, S> {
+    stream: &'a mut S,
+    rest: &'a mut BytesMut,
+    out: &'a mut BytesMut,
+    claim: Claim<'a>,
+    store: &'a Store,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
+    fn trust(&self, users: &Users, known: Option<&Known>) -> Result<ServerLogin, Refusal> {
+        match known {
+            Some(known) => Ok(known.login.clone()),
+            None if users.is_open() => Ok(ServerLogin::Nothing),
+            None => Err(self.failed("no such user")),
+        }
+    }
+
+    async fn password(&mut self, known: Option<&Known>) -> Result<ServerLogin, Refusal> {
+        let password = self.ask(&Authentication::Cleartext).await?;
+        // Hashed for everybody: neither an unknown user nor the form of a secret shows in the time that it takes.
+        let keys = self.store.scram_keys(self.claim.user, known).await.ok_or(Refusal::Stopping)?;
+        let salted = self.store.hashing.salted(&password, keys.salt(), keys.iterations()).await;
+        let salted = salted.ok_or(Refusal::Stopping)?;
+        let is_right = match known.and_then(|known| known.stored.as_ref()) {
+            Some(Stored::Scram(_)) => keys.is_of(&salted),
+            Some(stored) => cleartext::check(stored, self.claim.user, password.reveal()),
+            None => false,
+        };
+        match (is_right, known) {
+            (true, Some(Known { stored: Some(Stored::Plain(_)), login, .. })) => Ok(login.clone()),
+            (true, Some(_)) => Ok(ServerLogin::password(password.reveal())),
+            _ => Err(self.failed(why_not(known, "wrong password"))),
+        }
+    }
+
+    async fn md5(&mut self, known: Option<&Known>) -> Result<ServerLogin, Refusal> {
+        let question = md5::Question::new();
+        let answer = self.ask(&Authentication::Md5(question.salt())).await?;
+        // Checked against something in any case, so that it takes as long. No answer is right for a zero byte.
+        let nothing = Stored::Plain(Secret::new(&b"\0"[..]));
+        let stored = known.and_then(|known| known.stored.as_ref());
+        let is_right = question.check(stored.unwrap_or(&nothing), self.claim.user, answer.reveal());
+        match (is_right, known) {
+            (true, Some(known)) if stored.is_some() => Ok(known.login.clone()),
+            _ => Err(self.failed(why_not(known, "wrong password"))),
+        }
+    }
+
+    async fn scram(&mut self, known: Option<&Known>) -> Result<ServerLogin, Refusal> {
+        let keys = self.store.scram_keys(self.claim.user, known).await.ok_or(Refusal::Stopping)?;
+        let end_point = self.claim.end_point.map(<[u8]>::to_vec);
+        let server = Server::new(keys.clone(), Nonce::random(), end_point);
+        self.send(&Authentication::Sasl(server.mechanisms())).await?;
+        let first = self.read().await?;
+        let first = SaslInitial::read(&first)?;
+        // A client may leave its first message for later (RFC 4422); no driver of PostgreSQL does.
+        let message = first.response.ok_or_else(|| Refusal::Protocol("SASL initial response is empty".to_owned()))?;
+        let (answer, challenged) = server.first(first.mechanism, message).map_err(|e| self.scram_error(&e, known))?;
+        self.send(&Authentication::SaslContinue(answer.as_bytes())).await?;
+        let last = self.read().await?;
+        let accepted = challenged.last(&last).map_err(|e| self.scram_error(&e, known))?;
+        Authentication::SaslFinal(accepted.message.as_bytes()).write(self.out)?;
+        match known {
+            Some(Known { stored: Some(Stored::Plain(_)), login, .. }) => Ok(login.clone()),
+            _ => {
+                let (salt, iterations) = (keys.salt().to_vec(), keys.iterations());
+                let own = keys.unlocked(accepted.client_key).ok_or_else(|| self.failed("wrong password"))?;
+                Ok(ServerLogin::Scram(Arc::new(ScramLogin { keys: own, salt, iterations })))
+            }
+        }
+    }
+
+    fn scram_error(&self, error: &ScramError, known: Option<&Known>) -> Refusal {
+        match error {
+            ScramError::Proof => self.failed(why_not(known, "wrong password")),
+            error => Refusal::Protocol(error.to_string()),
+        }
+    }
+
+    fn failed(&self, why: &'static str) -> Refusal {
+        Refusal::Failed { user: self.claim.user.into(), why }
+    }
+
+    /// Asks for a password or its like, and reads it.
+    async fn ask(&mut self, question: &Authentication<'_>) -> Result<Secret, Refusal> {
+        self.send(question).await?;
+        let mut message = self.read().await?;
+        let password = read_password(&message);
+        message.fill(0);
+        let password = password?;
+        if password.reveal().is_empty() {
+            return Err(Refusal::EmptyPassword(self.claim.user.into()));
+        }
+        Ok(password)
+    }
+
+    async fn send(&mut self, message: &Authentication<'_>) -> Result<(), Refusal> {
+        message.write(self.out)?;
+        self.stream.write_all(self.out).await.map_err(Refusal::Io)?;
+        self.out.clear();
+        self.stream.flush().await.map_err(Refusal::Io)
+    }
+
+    async fn read(&mut self) -> Result<BytesMut, Refusal> {
+        let allowed = |tag| (tag == b'p').then_some((frame::MIN_DECLARED, frame::MAX_AUTH_DECLARED));
+        Ok(read::message(self.stream, self.rest, allowed).await?.1)
+    }
+}
+
+/// Why a login failed, for the log.
+fn why_not(known: Option<&Known>, otherwise: &'static str) -> &'static str {
+    match known {
+        None => "no such user",
+        Some(Known { stored: None, .. }) => "the user has no password",
+        Some(_) => otherwise,
+    }
+}

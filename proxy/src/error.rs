@@ -1,0 +1,159 @@
+//! What a client is told when pgsteady itself ends something: one mapping from our errors to SQLSTATE and text.
+//!
+//! PostgreSQL's own SQLSTATEs and, where it has one, its own text, so that drivers do the right thing without knowing us.
+//! What a server said is passed on as it came; that is not here.
+
+use std::time::Duration;
+
+use pgwire::report::Report;
+use pgwire::sqlstate;
+
+use crate::auth::{LoginError, Refusal};
+
+/// What pgsteady tells a client of itself. All of them end the connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Denial {
+    /// `limits.max_clients` are connected.
+    TooManyClients,
+    /// `max_clients` of this user are connected.
+    TooManyClientsOfUser(String),
+    /// The login took longer than `limits.login_timeout`.
+    LoginTimeout,
+    /// TLS is required and the client did not ask for it.
+    TlsRequired,
+    /// The startup packet names no user.
+    NoUser,
+    /// There is no entry for this database.
+    NoDatabase(String),
+    /// No server was free for this long.
+    NoServer(Duration),
+    /// There is no primary, and was none for this long; why.
+    NoPrimary(Duration, String),
+    /// Too many clients, or too many of their bytes, are held already; why there is no primary.
+    TooManyHeld(String),
+    /// Idle in a transaction for too long.
+    IdleInTransaction,
+    /// Idle for too long.
+    Idle,
+    /// pgsteady stops.
+    ShuttingDown,
+}
+
+impl Denial {
+    /// The words for the client.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let report = match self {
+            Self::TooManyClients => Report::error(sqlstate::TOO_MANY_CONNECTIONS, "sorry, too many clients already")
+                .hint("limits.max_clients of pgsteady is reached."),
+            Self::TooManyClientsOfUser(user) => {
+                Report::error(sqlstate::TOO_MANY_CONNECTIONS, format!("too many connections for role \"{user}\""))
+            }
+            Self::LoginTimeout => Report::error(sqlstate::QUERY_CANCELED, "canceling authentication due to timeout"),
+            Self::TlsRequired => {
+                Report::error(sqlstate::INVALID_AUTHORIZATION_SPECIFICATION, "SSL connection is required")
+            }
+            Self::NoUser => Report::error(
+                sqlstate::INVALID_AUTHORIZATION_SPECIFICATION,
+                "no PostgreSQL user name specified in startup packet",
+            ),
+            Self::NoDatabase(name) => {
+                Report::error(sqlstate::INVALID_CATALOG_NAME, format!("database \"{name}\" does not exist"))
+            }
+            Self::NoServer(waited) => Report::error(
+                sqlstate::TOO_MANY_CONNECTIONS,
+                format!("no server connection was free within {}", seconds(*waited)),
+            ),
+            Self::NoPrimary(waited, why) => Report::error(
+                sqlstate::CANNOT_CONNECT_NOW,
+                format!("there has been no primary for {}", seconds(*waited)),
+            )
+            .detail(why.as_str()),
+            Self::TooManyHeld(why) => {
+                Report::error(sqlstate::CANNOT_CONNECT_NOW, "there is no primary, and too many clients wait for one")
+                    .detail(why.as_str())
+            }
+            Self::IdleInTransaction => Report::error(
+                sqlstate::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
+                "terminating connection due to idle-in-transaction timeout",
+            ),
+            Self::Idle => {
+                Report::error(sqlstate::IDLE_SESSION_TIMEOUT, "terminating connection due to idle-session timeout")
+            }
+            Self::ShuttingDown => {
+                Report::error(sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
+            }
+        };
+        report.fatal()
+    }
+}
+
+fn seconds(time: Duration) -> String {
+    humantime::format_duration(Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))).to_string()
+}
+
+/// The words for a client that is not let in; `None`: it left, or cannot be told.
+#[must_use]
+pub fn refusal(refusal: &Refusal) -> Option<Report> {
+    let report = match refusal {
+        Refusal::Closed | Refusal::Io(_) => return None,
+        Refusal::Protocol(what) => Report::error(sqlstate::PROTOCOL_VIOLATION, what.as_str()),
+        Refusal::Failed { user, .. } => {
+            Report::error(sqlstate::INVALID_PASSWORD, format!("password authentication failed for user \"{user}\""))
+        }
+        Refusal::EmptyPassword(_) => Report::error(sqlstate::INVALID_PASSWORD, "empty password returned by client"),
+        // Why is for the log: it names hosts and databases.
+        Refusal::Lookup(_) => Report::error(sqlstate::CANNOT_CONNECT_NOW, "users cannot be looked up at the moment"),
+        Refusal::Stopping => Denial::ShuttingDown.report(),
+    };
+    Some(report.fatal())
+}
+
+/// The words for a client whose server did not log us in; `None` for [`LoginError::Refused`], whose own words are passed on.
+#[must_use]
+pub fn login(error: &LoginError) -> Option<Report> {
+    let report = match error {
+        LoginError::Refused { .. } => return None,
+        LoginError::Closed | LoginError::Io(_) | LoginError::Protocol(_) => {
+            Report::error(sqlstate::CONNECTION_FAILURE, "the server connection was lost during login")
+        }
+        LoginError::Missing(_) | LoginError::OtherSecret | LoginError::InTheClear | LoginError::Scram(_) => {
+            Report::error(sqlstate::INVALID_PASSWORD, format!("pgsteady cannot log in on the server: {error}"))
+                .hint("Both sides need the same secret; or give the database entry a user and a password.")
+        }
+        LoginError::Stopping => Denial::ShuttingDown.report(),
+    };
+    Some(report.fatal())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::BytesMut;
+    use pgwire::report::View;
+
+    use super::*;
+
+    #[test]
+    fn an_unknown_user_and_a_wrong_password_are_told_the_same() {
+        let told =
+            |why| refusal(&Refusal::Failed { user: "joe".into(), why }).map(|r| (r.sqlstate(), r.message().to_owned()));
+        assert_eq!(told("no such user"), told("wrong password"));
+        assert_eq!(told("x").unwrap().1, "password authentication failed for user \"joe\"");
+    }
+
+    #[test]
+    fn all_of_them_end_the_connection() {
+        for denial in [
+            Denial::TooManyClients,
+            Denial::NoServer(Duration::from_secs(3)),
+            Denial::NoPrimary(Duration::from_millis(1500), "n1 is lost".to_owned()),
+            Denial::ShuttingDown,
+        ] {
+            let mut out = BytesMut::new();
+            denial.report().write(&mut out).unwrap();
+            assert!(View::new(&out[5..]).is_fatal(), "{denial:?}");
+        }
+        let report = Denial::NoPrimary(Duration::from_millis(1500), String::new()).report();
+        assert_eq!(report.message(), "there has been no primary for 1s 500ms");
+    }
+}
