@@ -55,7 +55,7 @@ impl<T> Entry<T> {
 }
 
 /// The requests that a server has not answered, and what they leave open. `T` is the caller's note on a request; it comes
-/// back with the request's outcome, in the order of the requests.
+/// back with the request's outcome, in the order of the requests (but that of a COPY comes after those of its data).
 pub struct Conversation<T> {
     owed: VecDeque<Entry<T>>,
     /// How far the answer to the front has come.
@@ -337,15 +337,16 @@ impl<T> Conversation<T> {
         let Some(front) = self.owed.pop_front() else { return Ok(()) };
         loop {
             let Some(entry) = self.owed.pop_front() else { return Err(self.desync("CopyDone to be waited for", b'C')) };
-            let done = match entry.what {
-                What::Asked(Request::CopyDone) => true,
-                What::Asked(Request::Sync | Request::Flush | Request::CopyData) => false,
+            let (outcome, last) = match entry.what {
+                What::Asked(Request::CopyDone) => (Outcome::Done, true),
+                What::Asked(Request::CopyData) => (Outcome::Done, false),
+                What::Asked(Request::Sync | Request::Flush) => (Outcome::Skipped, false),
                 _ => return Err(self.desync("an error after CopyFail or another request", b'C')),
             };
             if let Some(note) = entry.note {
-                settled(note, if done { Outcome::Done } else { Outcome::Skipped });
+                settled(note, outcome);
             }
-            if done {
+            if last {
                 break;
             }
         }
