@@ -20,6 +20,11 @@ lint: ## Format and clippy
 doc: ## The documentation of the code, in target/doc
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
 
+bench: ## CPU time per transaction beside PgBouncer's, about three minutes; JSON in target/bench.json
+	@tools/install.sh bench
+	cargo build --release --locked -p pgsteady -p bench
+	PGSTEADY_BIN=target/release/pgsteady target/release/bench
+
 regress: ## PostgreSQL's own regression suite through session and transaction pooling
 	@tools/install.sh regress
 	cargo build --release --locked --bin pgsteady

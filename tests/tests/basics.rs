@@ -6,7 +6,7 @@ use std::time::Duration;
 use harness::endpoint::{Endpoint, column, say, sqlstate, value};
 use harness::folder::Folder;
 use harness::pgsteady::{Config, Pgsteady, command};
-use harness::postgres::{Node, Programs, run};
+use harness::postgres::{Cluster, Node, Programs, run};
 
 const MODES: [&str; 3] = ["session", "transaction", "statement"];
 
@@ -72,7 +72,11 @@ fn check_accepts_what_is_right_and_names_the_place_of_what_is_wrong() {
     let folder = Folder::new("check");
     let good = Config::to_port(5432).text();
     let file = folder.write("good.toml", &good);
-    let output = command(&["check", "-c", &file.display().to_string()]);
+    let output = command(&["check", &file.display().to_string()]);
+    assert!(output.status.success(), "{output:?}");
+    let cluster = Cluster::prepare(&Programs::installed(), 3);
+    let file = folder.write("cluster.toml", &Config::cluster(&cluster, &[5432, 5433, 5434], folder.path()).text());
+    let output = command(&["check", &file.display().to_string()]);
     assert!(output.status.success(), "{output:?}");
 
     let wrong = [
@@ -85,7 +89,7 @@ fn check_accepts_what_is_right_and_names_the_place_of_what_is_wrong() {
     ];
     for (text, line, word) in wrong {
         let file = folder.write("wrong.toml", text);
-        let output = command(&["check", "-c", &file.display().to_string()]);
+        let output = command(&["check", &file.display().to_string()]);
         let said = [output.stdout, output.stderr].concat();
         let said = String::from_utf8_lossy(&said);
         assert!(!output.status.success(), "accepted:\n{text}");
