@@ -346,3 +346,35 @@ async fn lookups_that_fail_say_so_and_many_at_once_are_one() {
         started.elapsed()
     );
 }
+
+#[tokio::test]
+async fn the_monitor_has_the_sslmode_of_its_cluster() {
+    let server = Server::start().await;
+    authority("another authority").write(server.folder.path(), "other");
+    let is_in = async |user: &str, sslmode, ca: Option<&str>, host: &str| {
+        let ca = ca.map(|name| server.folder.path().join(name));
+        let options = config::ServerTls { sslmode, ca, certificate: None, key: None };
+        let login = topology::Login {
+            user: user.into(),
+            password: Some(topology::Secret::new("secret")),
+            dbname: "postgres".into(),
+            encryption: tls::encryption(&options).expect("good files"),
+            connect_timeout: Duration::from_secs(10),
+        };
+        let address = Arc::new(Address::Tcp(host.into(), server.node.site().port));
+        topology::Connector { node: "n1".into(), address, login: Arc::new(login) }.connect().await.is_ok()
+    };
+    for (sslmode, ca, host, user, expected) in [
+        (SslMode::Disable, None, "127.0.0.1", "joe", true),
+        (SslMode::Disable, None, "127.0.0.1", "onlytls", false),
+        (SslMode::Prefer, None, "127.0.0.1", "onlytls", true),
+        (SslMode::Require, None, "127.0.0.1", "onlytls", true),
+        (SslMode::Require, Some("other.crt"), "127.0.0.1", "onlytls", false),
+        (SslMode::VerifyCa, Some("ca.crt"), "localhost", "onlytls", true),
+        (SslMode::VerifyCa, Some("other.crt"), "127.0.0.1", "onlytls", false),
+        (SslMode::VerifyFull, Some("ca.crt"), "127.0.0.1", "onlytls", true),
+        (SslMode::VerifyFull, Some("ca.crt"), "localhost", "onlytls", false),
+    ] {
+        assert_eq!(is_in(user, sslmode, ca, host).await, expected, "{sslmode} {ca:?} {host} {user}");
+    }
+}
