@@ -131,6 +131,10 @@ fn run_worker(
         for (name, watch) in watches {
             tokio::task::spawn_local(follow(shared.clone(), name, watch));
         }
+        if index == 0 {
+            let shared = shared.clone();
+            tokio::task::spawn_local(async move { shared.tls.watch_files().await });
+        }
         work(Worker::new(index, shared), listeners, phases).await;
     });
 }
