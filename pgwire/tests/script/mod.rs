@@ -20,7 +20,7 @@ use pgwire::frontend::{self, Target};
 use pgwire::{Asker, Conversation, Fate, Outcome, Reply, Request, fields, frame};
 
 /// A server that a conversation is played to, beside the model.
-pub trait Server {
+pub(crate) trait Server {
     /// Sends a message to it.
     fn send(&mut self, message: &[u8]);
     /// The next message from it; `at` says where in the script.
@@ -28,14 +28,14 @@ pub trait Server {
 }
 
 /// One conversation of a file.
-pub struct Script<'a> {
+pub(crate) struct Script<'a> {
     title: &'a str,
     lines: Vec<(usize, &'a str)>,
 }
 
 impl<'a> Script<'a> {
     /// The conversations in a file.
-    pub fn read(text: &'a str) -> Vec<Self> {
+    pub(crate) fn read(text: &'a str) -> Vec<Self> {
         let mut scripts: Vec<Self> = Vec::new();
         for (number, line) in text.lines().enumerate().map(|(at, line)| (at + 1, line.trim())) {
             if let Some(title) = line.strip_prefix("---") {
@@ -48,12 +48,12 @@ impl<'a> Script<'a> {
     }
 
     /// What the conversation is about.
-    pub fn title(&self) -> &str {
+    pub(crate) fn title(&self) -> &str {
         self.title
     }
 
     /// Plays it; panics with file, title and line where something is not as it says.
-    pub fn play(&self, file: &str, mut server: Option<&mut dyn Server>) {
+    pub(crate) fn play(&self, file: &str, mut server: Option<&mut dyn Server>) {
         let mut play = Play { conversation: Conversation::new(), requests: 0, outcomes: Vec::new(), due: None };
         for (number, line) in &self.lines {
             let at = format!("{file}:{number}: {} | {line}", self.title);
