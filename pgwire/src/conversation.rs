@@ -10,7 +10,7 @@
 //!
 //! **A failed COPY with a Sync in its data.** When a COPY fails, nobody outside can know whether it had read the Syncs that
 //! were sent before its CopyDone: each such Sync may or may not get a ReadyForQuery. Then the server owes *up to* so many,
-//! is never at rest while this is open, and is [`Conversation::doubtful`]; whatever comes next that is not a ReadyForQuery
+//! is never at rest while this is open, and is [`Conversation::uncertain`]; whatever comes next that is not a ReadyForQuery
 //! settles it, such as the answer to an empty Query of ours. A caller that finds it so asks before it reads on from the client.
 //!
 //! Not here: what messages say, and the sockets they come from.
@@ -127,7 +127,7 @@ impl<T> Conversation<T> {
     /// Notes a request of the client that is not sent to the server: we answer it when its turn has come. See [`Conversation::due`].
     ///
     /// # Errors
-    /// Too many wait already, or the turn of an answer cannot be known before the server is no more [`Conversation::doubtful`];
+    /// Too many wait already, or the turn of an answer cannot be known before the server is no more [`Conversation::uncertain`];
     /// nothing was noted.
     pub fn answer(&mut self, reply: Reply, note: Option<T>) -> Result<(), TooMuchOwed> {
         if self.phantoms > 0 {
@@ -228,7 +228,7 @@ impl<T> Conversation<T> {
 
     /// Whether all that is owed may never come, after a COPY that failed: send an empty Query of ours to find out, or close.
     #[must_use]
-    pub fn doubtful(&self) -> bool {
+    pub fn uncertain(&self) -> bool {
         if self.phantoms == 0 {
             return false;
         }

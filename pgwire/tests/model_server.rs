@@ -386,7 +386,7 @@ impl World {
         // Whatever is open is ended as a client would end it.
         self.send(Sent::Sync, Asker::Client);
         while self.deliver() {}
-        if self.conversation.doubtful() {
+        if self.conversation.uncertain() {
             self.send(Sent::Query(vec![Effect::Empty]), Asker::Ours);
             while self.deliver() {}
         }

@@ -8,7 +8,7 @@
 //! < RowDescription         comes from the server and is forwarded
 //! < swallowed DataRow      comes from the server and is swallowed
 //! < broken DataRow         comes from the server and does not fit
-//! = at rest                and: not at rest, quiet, not quiet, doubtful, copy in, copy out, owed 2, status T,
+//! = at rest                and: not at rest, quiet, not quiet, uncertain, copy in, copy out, owed 2, status T,
 //! = due ParseComplete      our own answer's turn has come; checked to be none otherwise
 //! = settled 1 done, 2 skipped, 3 failed     all outcomes since the last such line
 //! ```
@@ -143,7 +143,7 @@ impl Play {
         let holds = match line {
             "at rest" => conversation.at_rest(),
             "quiet" => conversation.quiet(),
-            "doubtful" => conversation.doubtful(),
+            "uncertain" => conversation.uncertain(),
             "copy in" => conversation.copy_in(),
             "copy out" => conversation.copy_out(),
             _ => match line.split_once(' ') {
