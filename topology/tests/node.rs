@@ -274,6 +274,29 @@ async fn a_standby_is_no_primary_to_come_back_to() {
     assert!(machine.nodes[0].exists(), "its data is still there");
 }
 
+#[tokio::test]
+async fn a_fence_holds_over_a_restart_until_there_is_a_primary_of_its_term() {
+    let mut machine = Machine::with_standbys(1, throwaway()).await;
+    machine.sql(1, "alter system set primary_slot_name = 'fence_2'").await;
+    machine.sql(1, "alter system set primary_conninfo = ''").await;
+    machine.nodes[1].kill().await.unwrap();
+    let primary = machine.upstream(0);
+    assert!(machine.nodes[1].rejoin(&primary).await.is_err(), "a primary without a term");
+    machine
+        .sql(
+            0,
+            "create schema pgsteady; create table pgsteady.term (term bigint); insert into pgsteady.term values (1)",
+        )
+        .await;
+    let error = machine.nodes[1].rejoin(&primary).await.unwrap_err();
+    assert!(error.to_string().contains("fenced for term 2"), "{error}");
+    machine.nodes[1].start_standby(None).await.unwrap();
+    assert_eq!(machine.number(1, "select count(*) from pg_stat_wal_receiver").await, 0);
+    machine.nodes[1].kill().await.unwrap();
+    machine.sql(0, "update pgsteady.term set term = 2").await;
+    assert_eq!(machine.nodes[1].rejoin(&primary).await.unwrap(), Rejoined::AsItWas);
+}
+
 #[test]
 fn the_watchman_cleans_up_after_a_program_that_is_killed() {
     // this test runs itself as that program

@@ -3,11 +3,10 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use openssl::ssl::{Ssl, SslConnector, SslContext, SslContextBuilder, SslMethod, SslVerifyMode, SslVersion};
-use openssl::x509::store::X509StoreBuilder;
+use openssl::ssl::{Ssl, SslContext, SslMethod, SslVerifyMode};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_openssl::SslStream;
-use topology::{Address, Encryption};
+use topology::Address;
 
 use super::{
     ALPN, Certificates, Current, Files, TlsError, builder, end_point, handshake_error, identity, names, stamp,
@@ -91,13 +90,7 @@ fn files(options: &config::ServerTls) -> Files<'_> {
 
 fn read(options: &config::ServerTls) -> Result<SslContext, TlsError> {
     let mut builder = builder(SslMethod::tls_client())?;
-    fill(&mut builder, options)?;
-    builder.set_alpn_protos(ALPN)?;
-    Ok(builder.build())
-}
-
-fn fill(builder: &mut SslContextBuilder, options: &config::ServerTls) -> Result<(), TlsError> {
-    identity(builder, files(options))?;
+    identity(&mut builder, files(options))?;
     // libpq: a CA that is there is used, whatever the mode.
     let mut verify = SslVerifyMode::NONE;
     if let Some(ca) = &options.ca {
@@ -106,28 +99,8 @@ fn fill(builder: &mut SslContextBuilder, options: &config::ServerTls) -> Result<
         verify = SslVerifyMode::PEER;
     }
     builder.set_verify(verify);
-    Ok(())
-}
-
-/// The same for the monitor of a cluster, in its own form. `allow` is `prefer` there: it is one login that does not wait.
-///
-/// # Errors
-/// A file that cannot be used.
-pub fn encryption(options: &config::ServerTls) -> Result<Encryption, TlsError> {
-    if options.sslmode == SslMode::Disable {
-        return Ok(Encryption::Disable);
-    }
-    let mut builder = SslConnector::builder(SslMethod::tls_client())?;
-    // Its own store holds the authorities of the system; only ours are meant.
-    builder.set_cert_store(X509StoreBuilder::new()?.build());
-    builder.set_min_proto_version(Some(SslVersion::TLS1_2))?;
-    fill(&mut builder, options)?;
-    let connector = builder.build();
-    Ok(match options.sslmode {
-        SslMode::Disable | SslMode::Allow | SslMode::Prefer => Encryption::Prefer(connector),
-        SslMode::Require | SslMode::VerifyCa => Encryption::Require { connector, verify_host: false },
-        SslMode::VerifyFull => Encryption::Require { connector, verify_host: true },
-    })
+    builder.set_alpn_protos(ALPN)?;
+    Ok(builder.build())
 }
 
 /// Asks a server for TLS and reads its one byte; nothing behind it is read. The caller bounds the time.

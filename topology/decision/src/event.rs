@@ -30,8 +30,7 @@ pub enum Obstacle {
 pub enum Event {
     /// Time passed. Comes several times a second.
     Tick,
-    /// A probe ended. An answer that came later than the time-out after its question is `Silent`, also when this process
-    /// was stopped meanwhile: it says how things were, not how they are.
+    /// A probe ended.
     Probed {
         /// Of whom.
         node: NodeId,

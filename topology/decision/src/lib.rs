@@ -1,7 +1,6 @@
 //! The failover decision: observations and `now` in, actions out. No clock, no I/O, no randomness, no async.
 
 mod action;
-mod candidate;
 mod coordinator;
 mod event;
 mod fence;

@@ -51,8 +51,17 @@ impl Account {
         &self.name
     }
 
-    /// Gives a file or folder to it.
-    pub(crate) fn own(&self, path: &Path) -> Result<(), NodeError> {
+    /// User and group, if it is somebody else than we are.
+    #[must_use]
+    pub fn ids(&self) -> Option<(u32, u32)> {
+        self.other
+    }
+
+    /// Gives a file or folder to it; nothing to do if it is ourselves.
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub fn own(&self, path: &Path) -> Result<(), NodeError> {
         let Some((uid, gid)) = self.other else { return Ok(()) };
         chown(path, Some(uid), Some(gid)).map_err(|error| NodeError::io("change the owner of", path, error))
     }
@@ -78,7 +87,10 @@ impl Account {
     }
 
     /// Writes a file that only this account may read, in one step: no reader sees half of it.
-    pub(crate) fn write(&self, path: &Path, text: &str) -> Result<(), NodeError> {
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub fn write(&self, path: &Path, text: &str) -> Result<(), NodeError> {
         use std::io::Write;
         use std::os::unix::fs::OpenOptionsExt;
         let mut beside = PathBuf::from(path);

@@ -8,9 +8,9 @@ use nix::sys::signal::Signal;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Config};
 
+use super::files::{following, remove};
 use super::process::{Postmaster, end_orphans};
 use super::programs::Run;
-use super::settings::quoted;
 use super::upstream::login;
 use super::{Account, NodeError, Programs, Settings, Upstream};
 use crate::Address;
@@ -103,6 +103,12 @@ impl LocalNode {
         &self.site
     }
 
+    /// As whom it runs.
+    #[must_use]
+    pub fn account(&self) -> &Account {
+        &self.account
+    }
+
     /// Its address for TCP on this machine.
     #[must_use]
     pub fn address(&self) -> Address {
@@ -119,6 +125,14 @@ impl LocalNode {
     #[must_use]
     pub fn exists(&self) -> bool {
         self.site.data.join("PG_VERSION").is_file()
+    }
+
+    /// Is there something unfinished: a copy that was not put in its place, or what it was to replace?
+    #[must_use]
+    pub fn has_remains(&self) -> bool {
+        let data = &self.site.data;
+        let filled = std::fs::read_dir(data).is_ok_and(|mut entries| entries.next().is_some());
+        self.beside("new").exists() || self.beside("old").exists() || (filled && !self.exists())
     }
 
     /// Will it come up as a standby?
@@ -436,41 +450,5 @@ impl LocalNode {
 
     fn signal_all(&self, signal: Signal) -> Result<(), NodeError> {
         self.postmaster.as_ref().map_or(Ok(()), |postmaster| postmaster.signal_tree(signal))
-    }
-}
-
-/// `postgresql.auto.conf` with this `primary_conninfo` and no other, and no slot of another primary.
-fn following(text: &str, conninfo: &str) -> String {
-    let other =
-        |line: &&str| !["primary_conninfo", "primary_slot_name"].iter().any(|name| line.trim_start().starts_with(name));
-    let mut kept: String = text.lines().filter(other).map(|line| format!("{line}\n")).collect();
-    kept.push_str(&format!("primary_conninfo = {}\n", quoted(conninfo)));
-    kept
-}
-
-/// Removes the System V segment that a killed PostgreSQL has left; line 7 of `postmaster.pid` names it by key and id. Only
-/// the next start in the same directory would do that. It holds 56 bytes: that it stays is no error.
-pub(super) fn release_segment(data: &Path) {
-    let Ok(text) = std::fs::read_to_string(data.join("postmaster.pid")) else { return };
-    if let Some(id) = text.lines().nth(6).and_then(|line| line.split_whitespace().nth(1)) {
-        let _ = std::process::Command::new("ipcrm").args(["-m", id]).stderr(Stdio::null()).status();
-    }
-}
-
-pub(super) fn remove(folder: &Path) -> Result<(), NodeError> {
-    match std::fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(NodeError::io("remove", folder, error)),
-        _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_standby_follows_one_node_and_no_slot() {
-        let text = "# kept\nprimary_conninfo = 'host=a'\n primary_slot_name = 'x'\nfsync = 'off'\n";
-        assert_eq!(following(text, "host='b'"), "# kept\nfsync = 'off'\nprimary_conninfo = 'host=''b'''\n");
     }
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod account;
+mod files;
 mod local;
 mod port;
 mod process;

@@ -9,10 +9,12 @@
 //! replays what it has of the old timeline past the fork, and then streams the new one on top of it: no error, mixed
 //! data. So a standby is started as it is only if its WAL has been seen to end before the fork.
 
+use std::fmt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::local::{Stop, release_segment};
+use super::files::{fence_in, release_segment};
+use super::local::Stop;
 use super::process::end_orphans;
 use super::{LocalNode, NodeError, Upstream};
 use crate::Lsn;
@@ -26,6 +28,16 @@ pub enum Rejoined {
     Rewound,
     /// It was copied anew.
     BaseBackup,
+}
+
+impl fmt::Display for Rejoined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Rejoined::AsItWas => "as it was",
+            Rejoined::Rewound => "rewound",
+            Rejoined::BaseBackup => "by a base backup",
+        })
+    }
 }
 
 /// Bound on the checkpoint of the new primary.
@@ -51,12 +63,16 @@ impl LocalNode {
     /// Brings a node that does not run back as a streaming standby of `primary`, by the mildest way that works: as it is, by
     /// `pg_rewind`, by a base backup. At no time does it come up read-write.
     ///
+    /// A node that was fenced for a term follows only a primary of that term or a later one, now as after a restart: the fence
+    /// is what a promotion relies on.
+    ///
     /// # Errors
-    /// If even the base backup fails; then it does not run.
+    /// If even the base backup fails, or its fence forbids it; then it does not run.
     pub async fn rejoin(&mut self, primary: &Upstream) -> Result<Rejoined, NodeError> {
         self.not_running()?;
         end_orphans(&self.site.data).await?;
         release_segment(&self.site.data);
+        self.obey_fence(primary).await?;
         let primary_timeline = checkpoint(primary, &self.site.name).await?;
         if self.exists() {
             match self.rejoin_in_place(primary, primary_timeline).await {
@@ -71,6 +87,26 @@ impl LocalNode {
         self.launch_standby(Some(primary)).await?;
         self.wait_until_streaming(primary_timeline).await?;
         Ok(Rejoined::BaseBackup)
+    }
+
+    async fn obey_fence(&self, primary: &Upstream) -> Result<(), NodeError> {
+        let path = self.site.data.join("postgresql.auto.conf");
+        let automatic = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(NodeError::io("read", &path, error)),
+        };
+        // a read-write node is not under a fence; what it says of that is from its time as a standby
+        let Some(fence) = fence_in(&automatic).filter(|_| self.is_marked_standby()) else { return Ok(()) };
+        let sql = |error| NodeError::Sql { what: format!("read the term of {}", primary.address), error };
+        let client = primary.connect().await?;
+        let row = client.query_opt("select term from pgsteady.term", &[]).await.map_err(sql)?;
+        let term = row.and_then(|row| u64::try_from(row.get::<_, i64>(0)).ok());
+        if term.is_some_and(|term| term >= fence) {
+            return Ok(());
+        }
+        let why = format!("it is fenced for term {fence}; {} is of term {}", primary.address, term.unwrap_or(0));
+        Err(NodeError::refused(&self.site.name, why))
     }
 
     async fn rejoin_in_place(&mut self, primary: &Upstream, primary_timeline: u32) -> Result<Rejoined, NodeError> {
