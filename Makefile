@@ -23,12 +23,12 @@ doc: ## The documentation of the code, in target/doc
 bench: ## CPU time per transaction beside PgBouncer's, about three minutes; JSON in target/bench.json
 	@tools/install.sh bench
 	cargo build --release --locked -p pgsteady -p bench
-	PGSTEADY_BIN=target/release/pgsteady target/release/bench
+	PGSTEADY_BIN=$(CURDIR)/target/release/pgsteady target/release/bench
 
-regress: ## PostgreSQL's own regression suite through session and transaction pooling
+regress: ## PostgreSQL's own regression suite through session and transaction pooling (ten minutes)
 	@tools/install.sh regress
 	cargo build --release --locked --bin pgsteady
-	tests/regress.sh
+	PGSTEADY_BIN=$(CURDIR)/target/release/pgsteady cargo test --locked -p end-to-end --test regress -- --ignored --nocapture
 
 clean: ## Remove everything that was built or downloaded
 	cargo clean

@@ -28,8 +28,10 @@ case $purpose in
         ;;
     bench) need pgbouncer has_file '/usr/sbin/pgbouncer' ;;
     regress)
-        need postgresql-server-dev-all has_file '/usr/lib/postgresql/*/lib/pgxs/src/test/regress/pg_regress'
+        major=$(ls /usr/lib/postgresql 2>/dev/null | awk '$1 >= 15' | sort -n | head -1)
+        need "postgresql-server-dev-${major:-all}" has_file "/usr/include/postgresql/$major/server/postgres.h"
         need dpkg-dev command -v dpkg-source
+        need libpq-dev has_file '/usr/include/postgresql/libpq-fe.h'
         ;;
 esac
 
@@ -72,5 +74,39 @@ if [ "$purpose" = test ]; then
         python3 -m venv $venv
         $venv/bin/pip install --quiet --disable-pip-version-check -r tools/requirements.txt
         cp tools/requirements.txt $venv/installed.txt
+    fi
+fi
+
+# PostgreSQL's own regression suite is in its source package; the machine's list of sources may not name any.
+regression_suite() {
+    local version=$1 apt=$PWD/.cache/apt tree=.cache/regress
+    rm -rf "$apt" $tree
+    mkdir -p "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/sources" $tree
+    local list
+    for list in /etc/apt/sources.list /etc/apt/sources.list.d/*; do
+        [ -f "$list" ] && grep -qE 'debian\.org|ubuntu\.com' "$list" || continue
+        sed -E 's/^Types:.*/Types: deb-src/; s/^deb /deb-src /' "$list" >"$apt/sources/$(basename "$list")"
+    done
+    local options=(-o "Dir::Etc::sourcelist=-" -o "Dir::Etc::sourceparts=$apt/sources" -o "Dir::State::lists=$apt/lists"
+        -o "Dir::Cache=$apt/cache" -o APT::Sandbox::User=root -qq)
+    apt-get "${options[@]}" update
+    # Not every mirror has every version that it lists; any minor version of the suite will do.
+    local minor
+    for minor in $(apt-cache "${options[@]}" showsrc "postgresql-$version" | awk '$1 == "Version:" { print $2 }'); do
+        (cd $tree && apt-get "${options[@]}" source --download-only "postgresql-$version=$minor") && break
+    done
+    tar -xf $tree/*.orig.tar.bz2 -C $tree --strip-components=1 --wildcards '*/src/test/regress' '*/COPYRIGHT'
+    rm -rf $tree/postgresql-*.{dsc,tar.*} "$apt"
+    local suite=$tree/src/test/regress server
+    server=$("/usr/lib/postgresql/$version/bin/pg_config" --includedir-server)
+    cc -O1 -fPIC -shared -I"$server" $suite/regress.c -o $suite/regress.so
+    cp "/usr/lib/postgresql/$version/lib/"{autoinc,refint}.so $suite/
+    echo "$version" >$tree/version
+}
+if [ "$purpose" = regress ]; then
+    version=$(ls /usr/lib/postgresql | awk '$1 >= 15' | sort -n | head -1)
+    if [ "$(cat .cache/regress/version 2>/dev/null)" != "$version" ]; then
+        echo "install.sh: the regression suite of PostgreSQL $version"
+        regression_suite "$version"
     fi
 fi

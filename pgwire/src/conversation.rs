@@ -10,8 +10,8 @@
 //!
 //! **A failed COPY with a Sync in its data.** When a COPY fails, nobody outside can know whether it had read the Syncs that
 //! were sent before its CopyDone: each such Sync may or may not get a ReadyForQuery. Then the server owes *up to* so many,
-//! is never at rest while this is open, and is [`Conversation::doubtful`]; whatever comes next that is not a ReadyForQuery
-//! settles it, such as the answer to an empty Query of ours.
+//! is never at rest while this is open, and is [`Conversation::uncertain`]; whatever comes next that is not a ReadyForQuery
+//! settles it, such as the answer to an empty Query of ours. A caller that finds it so asks before it reads on from the client.
 //!
 //! Not here: what messages say, and the sockets they come from.
 
@@ -127,8 +127,12 @@ impl<T> Conversation<T> {
     /// Notes a request of the client that is not sent to the server: we answer it when its turn has come. See [`Conversation::due`].
     ///
     /// # Errors
-    /// Too many wait already; nothing was noted.
+    /// Too many wait already, or the turn of an answer cannot be known before the server is no more [`Conversation::uncertain`];
+    /// nothing was noted.
     pub fn answer(&mut self, reply: Reply, note: Option<T>) -> Result<(), TooMuchOwed> {
+        if self.phantoms > 0 {
+            return Err(TooMuchOwed);
+        }
         if self.skipping && note.is_none() {
             return Ok(());
         }
@@ -224,8 +228,16 @@ impl<T> Conversation<T> {
 
     /// Whether all that is owed may never come, after a COPY that failed: send an empty Query of ours to find out, or close.
     #[must_use]
-    pub fn doubtful(&self) -> bool {
-        self.phantoms > 0 && self.owed.len() <= self.phantoms && self.owed.iter().all(|entry| entry.is(Request::Sync))
+    pub fn uncertain(&self) -> bool {
+        if self.phantoms == 0 {
+            return false;
+        }
+        let mut answered = self.owed.iter().filter(|entry| !entry.is_unanswered());
+        answered.all(|entry| entry.is(Request::Sync)) && self.syncs() <= self.phantoms
+    }
+
+    fn syncs(&self) -> usize {
+        self.owed.iter().filter(|entry| entry.is(Request::Sync)).count()
     }
 
     /// Ends the conversation: the notes that are left, in order. What became of their requests is not known.
@@ -298,6 +310,10 @@ impl<T> Conversation<T> {
         };
         if self.stage == Stage::CopyIn {
             self.phantoms = self.swallowable();
+            if self.phantoms > 0 && self.owed.iter().any(|entry| matches!(entry.what, What::Answer(_))) {
+                // Its turn cannot be known, and the client would get it before or after the wrong ReadyForQuery.
+                return Err(self.desync("no answer of ours behind a Sync that a COPY may have swallowed", b'E'));
+            }
         }
         if !request.is_extended() {
             let undoes_client = request == Request::Sync && self.open_for_client;

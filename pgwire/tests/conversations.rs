@@ -1,5 +1,7 @@
 //! The golden conversations, played to the model. `postgresql.rs` plays the same files to a real server.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod script;
 
 use script::Script;

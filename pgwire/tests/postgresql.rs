@@ -2,6 +2,8 @@
 //!
 //! Needs PostgreSQL's programs (15 or later) in the PATH or where Debian puts them, and fails without.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod script;
 
 use std::io::{Read, Write};
@@ -200,6 +202,7 @@ fn postgresql_follows_every_conversation() {
             continue;
         }
         for script in Script::read(&std::fs::read_to_string(&path).unwrap()) {
+            assert!(!script.title().is_empty(), "{name}: a conversation without a title");
             script.play(&name, Some(&mut postgres.connect()));
             played += 1;
         }

@@ -1,5 +1,7 @@
 //! SCRAM: both sides against each other, against an independent client, against the RFC's example, and against bad peers.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use pgwire::auth::Stored;
 use pgwire::auth::scram::client::{Binding, Client};
 use pgwire::auth::scram::server::{Accepted, Server};

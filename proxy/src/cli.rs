@@ -96,8 +96,10 @@ fn run(file: Option<PathBuf>) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!("{}", warning.text(&config.file));
     }
-    drop(log);
-    fail(FAILED, "this build does not serve clients")
+    match crate::run::run(&config, &log) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(said) => fail(FAILED, &said),
+    }
 }
 
 fn check(file: Option<PathBuf>) -> ExitCode {

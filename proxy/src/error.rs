@@ -10,7 +10,7 @@ use pgwire::sqlstate;
 
 use crate::auth::{LoginError, Refusal};
 
-/// What pgsteady tells a client of itself. All of them end the connection.
+/// What pgsteady tells a client of itself. All end the connection, but for the three of a transaction without a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Denial {
     /// `limits.max_clients` are connected.
@@ -84,7 +84,10 @@ impl Denial {
                 Report::error(sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
             }
         };
-        report.fatal()
+        match self {
+            Self::NoServer(_) | Self::NoPrimary(..) | Self::TooManyHeld(_) => report,
+            _ => report.fatal(),
+        }
     }
 }
 

@@ -77,13 +77,14 @@ impl TransactionStatus {
     }
 }
 
-/// [`MAX_OWED`] requests wait for their answers; nothing was noted. See [`Conversation::owed`].
+/// Wait before you send more: [`MAX_OWED`] requests wait for their answers, or (for an answer of ours) it is not known which do.
+/// Nothing was noted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooMuchOwed;
 
 impl fmt::Display for TooMuchOwed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "more than {MAX_OWED} requests wait for an answer")
+        write!(f, "too many requests wait for an answer (at most {MAX_OWED})")
     }
 }
 

@@ -8,7 +8,7 @@
 //! < RowDescription         comes from the server and is forwarded
 //! < swallowed DataRow      comes from the server and is swallowed
 //! < broken DataRow         comes from the server and does not fit
-//! = at rest                and: not at rest, quiet, not quiet, doubtful, copy in, copy out, owed 2, status T,
+//! = at rest                and: not at rest, quiet, not quiet, uncertain, copy in, copy out, owed 2, status T,
 //! = due ParseComplete      our own answer's turn has come; checked to be none otherwise
 //! = settled 1 done, 2 skipped, 3 failed     all outcomes since the last such line
 //! ```
@@ -20,7 +20,7 @@ use pgwire::frontend::{self, Target};
 use pgwire::{Asker, Conversation, Fate, Outcome, Reply, Request, fields, frame};
 
 /// A server that a conversation is played to, beside the model.
-pub trait Server {
+pub(crate) trait Server {
     /// Sends a message to it.
     fn send(&mut self, message: &[u8]);
     /// The next message from it; `at` says where in the script.
@@ -28,14 +28,14 @@ pub trait Server {
 }
 
 /// One conversation of a file.
-pub struct Script<'a> {
+pub(crate) struct Script<'a> {
     title: &'a str,
     lines: Vec<(usize, &'a str)>,
 }
 
 impl<'a> Script<'a> {
     /// The conversations in a file.
-    pub fn read(text: &'a str) -> Vec<Self> {
+    pub(crate) fn read(text: &'a str) -> Vec<Self> {
         let mut scripts: Vec<Self> = Vec::new();
         for (number, line) in text.lines().enumerate().map(|(at, line)| (at + 1, line.trim())) {
             if let Some(title) = line.strip_prefix("---") {
@@ -48,12 +48,12 @@ impl<'a> Script<'a> {
     }
 
     /// What the conversation is about.
-    pub fn title(&self) -> &str {
+    pub(crate) fn title(&self) -> &str {
         self.title
     }
 
     /// Plays it; panics with file, title and line where something is not as it says.
-    pub fn play(&self, file: &str, mut server: Option<&mut dyn Server>) {
+    pub(crate) fn play(&self, file: &str, mut server: Option<&mut dyn Server>) {
         let mut play = Play { conversation: Conversation::new(), requests: 0, outcomes: Vec::new(), due: None };
         for (number, line) in &self.lines {
             let at = format!("{file}:{number}: {} | {line}", self.title);
@@ -143,7 +143,7 @@ impl Play {
         let holds = match line {
             "at rest" => conversation.at_rest(),
             "quiet" => conversation.quiet(),
-            "doubtful" => conversation.doubtful(),
+            "uncertain" => conversation.uncertain(),
             "copy in" => conversation.copy_in(),
             "copy out" => conversation.copy_out(),
             _ => match line.split_once(' ') {

@@ -24,6 +24,8 @@ use crate::tls::{self, Answer, Attempt, ServerTls};
 const DEFAULT_QUERY: &str = "SELECT rolname, CASE WHEN rolvaliduntil OPERATOR(pg_catalog.<) pg_catalog.now() \
      THEN NULL ELSE rolpassword END FROM pg_catalog.pg_authid \
      WHERE rolname OPERATOR(pg_catalog.=) $1 AND rolcanlogin";
+/// Longest name of a role: PostgreSQL's NAMEDATALEN - 1.
+const MAX_NAME_BYTES: usize = 63;
 /// Time for which an answer is good.
 const CACHE_TIME: Duration = Duration::from_secs(5);
 /// Answers kept, with those that are being waited for.
@@ -97,8 +99,8 @@ impl Lookup {
 
     /// What PostgreSQL knows of a user, at most [`CACHE_TIME`] old. One question at a time for each user.
     pub(super) async fn find(&self, user: &str, place: &Place) -> Result<Option<Arc<Known>>, LookupError> {
-        // A name with a zero byte cannot be sent, and cannot exist.
-        if user.contains('\0') {
+        // Such names cannot exist; asking for them would be an error.
+        if user.contains('\0') || user.len() > MAX_NAME_BYTES {
             return Ok(None);
         }
         let slot = self.slot(user, place);

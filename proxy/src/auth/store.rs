@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use pgwire::auth::Stored;
 use pgwire::auth::scram::{self, Keys};
+use pgwire::auth::{Secret, Stored};
 use tokio::sync::OnceCell;
 
 use super::lookup::{Lookup, LookupError, Place};
@@ -16,8 +16,8 @@ use crate::config::{AuthMethod, Config};
 #[derive(Debug)]
 pub struct Store {
     users: RwLock<Arc<Users>>,
-    /// Drawn once: what an unknown user is told must not change while the process lives.
-    mock_secret: [u8; 32],
+    /// Drawn once: what an unknown user is told must not change while the process lives, nor be foreseen.
+    mock: Secret,
     pub(super) hashing: Hashing,
 }
 
@@ -57,7 +57,7 @@ impl Store {
     /// The list of users cannot be read: where and why.
     pub fn load(config: &Config) -> Result<Self, String> {
         let users = RwLock::new(Arc::new(Users::load(config)?));
-        Ok(Self { users, mock_secret: rand::random(), hashing: Hashing::default() })
+        Ok(Self { users, mock: Secret::new(rand::random::<[u8; 32]>()), hashing: Hashing::default() })
     }
 
     /// Takes a new configuration, and its list of users anew.
@@ -84,7 +84,7 @@ impl Store {
     /// The SCRAM keys by which a user is checked: for a user who is not known, or has no password for SCRAM, keys that no
     /// password opens. A plain password is salted as a mock would be, so that nobody can tell the two apart.
     pub(super) async fn scram_keys(&self, user: &str, known: Option<&Known>) -> Option<Keys> {
-        let mock = Keys::mock(&self.mock_secret, user, scram::DEFAULT_ITERATIONS);
+        let mock = Keys::mock(self.mock.reveal(), user, scram::DEFAULT_ITERATIONS);
         let Some(known) = known else { return Some(mock) };
         match &known.stored {
             Some(Stored::Scram(keys)) => Some(keys.clone()),

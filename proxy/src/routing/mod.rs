@@ -7,9 +7,16 @@ mod cache;
 mod choose;
 mod class;
 mod classify;
+mod functions;
+mod grammar;
+mod lexer;
+mod reads;
 mod route;
+mod settings;
+mod shape;
 
 pub use choose::{Choice, ReadAfter, ReplicaPolicy, Want, choose};
 pub use class::{Change, Class, Effect, Effects, Few, Kind, Parts, PinReason, SettingChange};
-pub use classify::{Classifier, ClassifierLimits};
+pub use classify::{Classifier, ClassifierLimits, MAX_GRAMMAR_BYTES, MAX_NESTING};
+pub use functions::Functions;
 pub use route::Route;

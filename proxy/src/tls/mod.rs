@@ -21,7 +21,7 @@ mod servers;
 mod state;
 
 pub use clients::{ClientCertificate, ClientTls, accept};
-pub use servers::{Answer, Attempt, ServerTls, connect, request};
+pub use servers::{Answer, Attempt, ServerTls, connect, encryption, request};
 pub use state::TlsState;
 
 /// ALPN protocol of PostgreSQL (manual, "Message Flow / SSL Session Encryption"), with its length in front.

@@ -3,10 +3,11 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use openssl::ssl::{Ssl, SslContext, SslMethod, SslVerifyMode};
+use openssl::ssl::{Ssl, SslConnector, SslContext, SslContextBuilder, SslMethod, SslVerifyMode, SslVersion};
+use openssl::x509::store::X509StoreBuilder;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_openssl::SslStream;
-use topology::Address;
+use topology::{Address, Encryption};
 
 use super::{
     ALPN, Certificates, Current, Files, TlsError, builder, end_point, handshake_error, identity, names, stamp,
@@ -90,7 +91,13 @@ fn files(options: &config::ServerTls) -> Files<'_> {
 
 fn read(options: &config::ServerTls) -> Result<SslContext, TlsError> {
     let mut builder = builder(SslMethod::tls_client())?;
-    identity(&mut builder, files(options))?;
+    fill(&mut builder, options)?;
+    builder.set_alpn_protos(ALPN)?;
+    Ok(builder.build())
+}
+
+fn fill(builder: &mut SslContextBuilder, options: &config::ServerTls) -> Result<(), TlsError> {
+    identity(builder, files(options))?;
     // libpq: a CA that is there is used, whatever the mode.
     let mut verify = SslVerifyMode::NONE;
     if let Some(ca) = &options.ca {
@@ -99,8 +106,28 @@ fn read(options: &config::ServerTls) -> Result<SslContext, TlsError> {
         verify = SslVerifyMode::PEER;
     }
     builder.set_verify(verify);
-    builder.set_alpn_protos(ALPN)?;
-    Ok(builder.build())
+    Ok(())
+}
+
+/// The same for the monitor of a cluster, in its own form. `allow` is `prefer` there: it is one login that does not wait.
+///
+/// # Errors
+/// A file that cannot be used.
+pub fn encryption(options: &config::ServerTls) -> Result<Encryption, TlsError> {
+    if options.sslmode == SslMode::Disable {
+        return Ok(Encryption::Disable);
+    }
+    let mut builder = SslConnector::builder(SslMethod::tls_client())?;
+    // Its own store holds the authorities of the system; only ours are meant.
+    builder.set_cert_store(X509StoreBuilder::new()?.build());
+    builder.set_min_proto_version(Some(SslVersion::TLS1_2))?;
+    fill(&mut builder, options)?;
+    let connector = builder.build();
+    Ok(match options.sslmode {
+        SslMode::Disable | SslMode::Allow | SslMode::Prefer => Encryption::Prefer(connector),
+        SslMode::Require | SslMode::VerifyCa => Encryption::Require { connector, verify_host: false },
+        SslMode::VerifyFull => Encryption::Require { connector, verify_host: true },
+    })
 }
 
 /// Asks a server for TLS and reads its one byte; nothing behind it is read. The caller bounds the time.

@@ -1,9 +1,14 @@
 //! What the decision orders. Data only; the driver carries it out.
 //!
 //! An action that names an outcome gets exactly one: the driver turns its own time-out into the failure. Orders to one
-//! node are carried out one after the other, in the order given. Everything that changes a standby (fence, unfence,
-//! repoint, promote) is done under that node's advisory lock, taken by the session that does it: a coordinator that was
-//! paused between its check and its change would otherwise undo the fence of the next one.
+//! node are carried out one after the other, in the order given, and answered in that order; so are orders to the store.
+//! `ProbeNow`, `Checkpoint` and `Quarantine` run beside them.
+//!
+//! Everything that changes a node (fence, unfence, repoint, promote, set the rule) is done under that node's advisory lock,
+//! taken by the session that does it, and whoever takes the lock ends the session that holds it: a coordinator that was
+//! paused between its check and its change would otherwise undo the work of the next one. An order with a `claim` also
+//! reads the store again *after* the lock is held, and fails without doing anything if `claimed` is another term by now.
+//! (With a store that only one process can open, this check is always true.)
 
 use crate::fence::Promotion;
 use crate::node::{NodeId, Term};
@@ -74,6 +79,8 @@ pub enum Action {
         upstream: NodeId,
         /// The marker it must have.
         marker: Option<Term>,
+        /// The claim under which this is ordered.
+        claim: Term,
     },
     /// Write the term row with `synchronous_commit = on`, if the row there is of no greater term; creates the table if
     /// there is none. Its acknowledgement is the answer `TermWritten`; a `SyncRepWaitForLSN` warning is not one. Else
@@ -91,6 +98,8 @@ pub enum Action {
         node: NodeId,
         /// The rule.
         rule: Rule,
+        /// The claim under which this is ordered.
+        claim: Term,
     },
     /// A small write acknowledged under the rule: with it, k standbys have flushed all that was there before. Answer:
     /// `BarrierPassed` or `BarrierFailed`.

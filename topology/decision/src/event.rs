@@ -30,7 +30,8 @@ pub enum Obstacle {
 pub enum Event {
     /// Time passed. Comes several times a second.
     Tick,
-    /// A probe ended.
+    /// A probe ended. An answer that came later than the time-out after its question is `Silent`, also when this process
+    /// was stopped meanwhile: it says how things were, not how they are.
     Probed {
         /// Of whom.
         node: NodeId,

@@ -1,14 +1,25 @@
 //! What counts as a fence, and the proof of enough of them. A [`Promotion`] is made nowhere else.
 //!
-//! ```compile_fail
+//! ```compile_fail,E0451
 //! // A promotion without a fence does not compile: its fields are private, and only a proof of fences makes one.
-//! use decision::{Lsn, NodeId, NodeSet, Promotion, Rule, Term, Timeline};
+//! use decision::{NodeId, NodeSet, Promotion, Rule, Term};
 //! let rule = Rule { term: Term(2), leader: NodeId(1), cohort: NodeSet::EMPTY, k: 0 };
 //! let _ = Promotion { node: NodeId(1), rule, parent_row: None };
 //! ```
+//!
+//! The same words without the last line compile, so it is the privacy that refuses:
+//!
+//! ```
+//! use decision::{NodeId, NodeSet, Promotion, Rule, Term};
+//! let rule = Rule { term: Term(2), leader: NodeId(1), cohort: NodeSet::EMPTY, k: 0 };
+//! let _ = |promotion: Promotion| assert_eq!(promotion.rule(), &rule);
+//! ```
 
-use crate::node::{Lsn, NodeId, Term, TermRow, Timeline};
-use crate::record::Rule;
+use std::collections::BTreeMap;
+
+use crate::event::Obstacle;
+use crate::node::{Lsn, NodeId, NodeSet, Term, TermRow, Timeline};
+use crate::record::{Intent, Origin, Rule};
 
 /// What was read on a standby after it was fenced. That `ALTER SYSTEM` returned is no evidence: the receiver goes on
 /// acknowledging while replay is paused (measured).
@@ -35,6 +46,189 @@ pub struct Position {
     pub timeline: Timeline,
     /// The greater of received and replayed.
     pub lsn: Lsn,
+}
+
+impl Position {
+    /// The order that says who holds more: first the term row, then the position. Position or timeline alone is wrong:
+    /// two independent promotions make the same timeline number.
+    #[must_use]
+    pub(crate) fn rank(&self) -> (Option<Term>, Lsn) {
+        (self.row.map(|row| row.term), self.lsn)
+    }
+}
+
+/// One confirmed fence. Made only from a reading that shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Confirmed {
+    term: Term,
+}
+
+impl Confirmed {
+    /// # Errors
+    /// What is missing in the reading.
+    pub(crate) fn check(reading: &FenceReading, term: Term) -> Result<Self, Obstacle> {
+        if !reading.in_recovery {
+            return Err(Obstacle::Writable);
+        }
+        match reading.marker {
+            Some(marker) if marker == term => {}
+            Some(marker) if marker > term => return Err(Obstacle::Superseded(marker)),
+            _ => return Err(Obstacle::Other("it does not carry the marker of this fence".to_owned())),
+        }
+        if !reading.conninfo_empty {
+            return Err(Obstacle::Other("primary_conninfo is not empty".to_owned()));
+        }
+        if !reading.receiver_gone {
+            return Err(Obstacle::Other("its WAL receiver is still there".to_owned()));
+        }
+        Ok(Self { term })
+    }
+
+    /// With its position it can be counted.
+    pub(crate) fn drained(self, position: Position) -> Drained {
+        Drained { term: self.term, position }
+    }
+}
+
+/// One confirmed fence of a standby whose position is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Drained {
+    term: Term,
+    position: Position,
+}
+
+/// Why the fences are not a proof.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Short {
+    /// Nobody may be promoted under this rule.
+    Nobody,
+    /// So many are confirmed and drained, so many are needed.
+    Of {
+        /// Confirmed and drained.
+        have: usize,
+        /// Needed.
+        need: usize,
+    },
+    /// Enough, but the one furthest on is known only from an earlier term and cannot be promoted now.
+    BestIsAway(NodeId),
+    /// A fenced node shows a greater term than the store has ever given out.
+    FromTheFuture(NodeId, Term),
+}
+
+/// Proof: enough standbys of `rule` are fenced and drained; among `fresh` is one that holds every commit acknowledged
+/// under it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Fenced {
+    term: Term,
+    rule: Rule,
+    /// Fenced under this term.
+    fresh: BTreeMap<NodeId, Drained>,
+    /// Fenced under an earlier term of the same unbroken chain of claims, and not undone since.
+    carried: BTreeMap<NodeId, Drained>,
+}
+
+impl Fenced {
+    /// # Errors
+    /// What is missing.
+    pub(crate) fn prove(
+        rule: &Rule,
+        term: Term,
+        drained: &BTreeMap<NodeId, Drained>,
+        carried: Option<&Carried>,
+    ) -> Result<Self, Short> {
+        let need = rule.fences_needed().ok_or(Short::Nobody)?;
+        let of_rule = |(node, d): (&NodeId, &Drained)| rule.cohort.contains(*node).then_some((*node, *d));
+        let fresh: BTreeMap<_, _> = drained.iter().filter_map(of_rule).filter(|(_, d)| d.term == term).collect();
+        let carried: BTreeMap<_, _> = carried
+            .filter(|c| c.term == term && c.rule == *rule)
+            .map(|c| c.nodes.iter().filter_map(of_rule).filter(|(n, _)| !fresh.contains_key(n)).collect())
+            .unwrap_or_default();
+        let have = fresh.len() + carried.len();
+        if have < need {
+            return Err(Short::Of { have, need });
+        }
+        let proof = Self { term, rule: *rule, fresh, carried };
+        proof.check_ranks()?;
+        Ok(proof)
+    }
+
+    fn check_ranks(&self) -> Result<(), Short> {
+        let all = || self.fresh.iter().chain(&self.carried);
+        if let Some((node, row)) =
+            all().filter_map(|(n, d)| Some((*n, d.position.row?))).find(|(_, r)| r.term > self.term)
+        {
+            return Err(Short::FromTheFuture(node, row.term));
+        }
+        let best_fresh = self.fresh.values().map(|d| d.position.rank()).max();
+        match self.carried.iter().max_by_key(|(_, d)| d.position.rank()) {
+            Some((away, d)) if Some(d.position.rank()) > best_fresh => Err(Short::BestIsAway(*away)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Those that hold every acknowledged commit: the ones of the highest rank.
+    pub(crate) fn best(&self) -> NodeSet {
+        let best = self.fresh.values().map(|d| d.position.rank()).max();
+        self.fresh.iter().filter(|(_, d)| Some(d.position.rank()) == best).map(|(n, _)| *n).collect()
+    }
+
+    /// Those fenced under this very term whose WAL is a prefix of this node's.
+    pub(crate) fn prefixes_of(&self, node: NodeId) -> NodeSet {
+        let Some(of) = self.fresh.get(&node).map(|d| d.position) else { return NodeSet::EMPTY };
+        let holds = |p: &Position| {
+            p.timeline == of.timeline && p.lsn <= of.lsn && p.row.map(|r| r.term) == of.row.map(|r| r.term)
+        };
+        self.fresh.iter().filter(|(n, d)| **n != node && holds(&d.position)).map(|(n, _)| *n).collect()
+    }
+
+    /// What the store has to hold before [`Fenced::promotion`] is ordered; `None` if this node is not of the best.
+    pub(crate) fn intent(&self, node: NodeId, cohort: NodeSet, k: u32) -> Option<Intent> {
+        if !self.best().contains(node) {
+            return None;
+        }
+        let position = self.fresh.get(&node)?.position;
+        let term = position.row.map(|row| row.term).unwrap_or_default();
+        let origin = Origin { term, timeline: position.timeline, lsn: position.lsn };
+        Some(Intent { node, term: self.term, cohort, k, origin })
+    }
+
+    /// The permission, once the intent is durable; `None` if it is not of this proof.
+    pub(crate) fn promotion(&self, durable: &Intent) -> Option<Promotion> {
+        if durable.term != self.term || !self.best().contains(durable.node) {
+            return None;
+        }
+        let rule = Rule { term: self.term, leader: durable.node, cohort: durable.cohort, k: durable.k };
+        let parent_row = self.fresh.get(&durable.node)?.position.row.map(|row| row.term);
+        Some(Promotion { node: durable.node, rule, parent_row })
+    }
+
+    /// What of it still counts under the next term.
+    pub(crate) fn carry(&self) -> Carried {
+        let nodes = self.carried.iter().chain(&self.fresh).map(|(n, d)| (*n, *d)).collect();
+        Carried { term: self.term, rule: self.rule, nodes }
+    }
+}
+
+/// Fences of an earlier term that were never undone: they go on counting against the old primary, though their nodes
+/// cannot be promoted on this evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Carried {
+    term: Term,
+    rule: Rule,
+    nodes: BTreeMap<NodeId, Drained>,
+}
+
+impl Carried {
+    /// After a claim `from` → `to` that left `rule` in force. `None` if somebody else's claim or rule came between: they
+    /// may have undone fences.
+    pub(crate) fn renewed(self, from: Term, to: Term, rule: Option<&Rule>) -> Option<Self> {
+        (self.term == from && rule == Some(&self.rule)).then_some(Self { term: to, ..self })
+    }
+
+    /// Who.
+    pub(crate) fn nodes(&self) -> NodeSet {
+        self.nodes.keys().copied().collect()
+    }
 }
 
 /// Permission to promote one node, under one term, with one rule set first.

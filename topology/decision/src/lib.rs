@@ -1,6 +1,7 @@
 //! The failover decision: observations and `now` in, actions out. No clock, no I/O, no randomness, no async.
 
 mod action;
+mod candidate;
 mod coordinator;
 mod event;
 mod fence;

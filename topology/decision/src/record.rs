@@ -1,6 +1,6 @@
 //! What has to be remembered: the rule, and the record of it that the store keeps.
 
-use crate::node::{Lsn, NodeId, NodeSet, Term, Timeline};
+use crate::node::{Lsn, NodeId, NodeSet, SyncNames, Term, Timeline};
 use crate::quorum;
 
 /// Who is primary, and whose flush an acknowledged commit waited for.
@@ -23,6 +23,22 @@ impl Rule {
     pub fn fences_needed(&self) -> Option<usize> {
         quorum::fences_needed(self.cohort.len(), self.k)
     }
+
+    /// As `synchronous_standby_names`.
+    #[must_use]
+    pub fn sync_names(&self) -> SyncNames {
+        if self.k == 0 { SyncNames::Nobody } else { SyncNames::Any { k: self.k, cohort: self.cohort } }
+    }
+
+    /// Whether a commit that waits for `names` waits for at least what this rule asks for.
+    #[must_use]
+    pub fn is_held_by(&self, names: &SyncNames) -> bool {
+        match names {
+            _ if self.k == 0 => true,
+            SyncNames::Any { k, cohort } => *k >= self.k && cohort.is_subset_of(self.cohort),
+            SyncNames::Nobody | SyncNames::Other => false,
+        }
+    }
 }
 
 /// Written before a promotion is ordered: from here on there is only forward. Fences are not undone while it stands,
@@ -33,6 +49,12 @@ pub struct Intent {
     pub node: NodeId,
     /// Under which term.
     pub term: Term,
+    /// Whose flush it will wait for: `ANY k (cohort)`, set on it before the promotion.
+    pub cohort: NodeSet,
+    /// How many of them.
+    pub k: u32,
+    /// Where its own history will begin.
+    pub origin: Origin,
 }
 
 /// Where the leader's own history begins: a standby that is not past this point on this timeline, and has this term

@@ -1,0 +1,47 @@
+//! The time of day for things that need no better than a third of a second: one load instead of a clock read.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Milliseconds since the start of the program, moved on by housekeeping.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    started: Instant,
+    millis: AtomicU64,
+}
+
+/// How often the clock moves, and housekeeping with it.
+pub(crate) const TICK: Duration = Duration::from_millis(333);
+
+/// A moment on a [`Clock`], to the tick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(u64);
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { started: Instant::now(), millis: AtomicU64::new(0) }
+    }
+}
+
+impl Clock {
+    /// The moment of the last tick.
+    #[inline]
+    #[must_use]
+    pub(crate) fn now(&self) -> Moment {
+        Moment(self.millis.load(Ordering::Relaxed))
+    }
+
+    /// Moves on to the real time.
+    pub(crate) fn tick(&self) {
+        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.millis.store(millis, Ordering::Relaxed);
+    }
+}
+
+impl Moment {
+    /// How long it is from `earlier` to this moment; zero if it is not later.
+    #[must_use]
+    pub(crate) fn since(self, earlier: Moment) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}

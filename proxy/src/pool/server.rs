@@ -1,0 +1,164 @@
+//! A connection to PostgreSQL: what it carries from one session to the next. How it is opened is in `open.rs`.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, Waker};
+
+use bytes::Bytes;
+use pgwire::conversation::Conversation;
+use pgwire::{backend, frame};
+use topology::Address;
+
+use super::Slot;
+use crate::clock::Moment;
+use crate::session::note::Note;
+use crate::settings::{Reported, Settings};
+use crate::wire::{Filled, Wire};
+
+/// Bytes read at a time from an idle server; it has hardly anything to say.
+const IDLE_BYTES: usize = 256;
+
+/// A server that has logged in. It is borrowed by one session at a time and goes back to its pool only at rest.
+pub(crate) struct Server {
+    /// The stream.
+    pub(crate) wire: Wire,
+    /// What is owed on it.
+    pub(crate) conversation: Conversation<Note>,
+    /// The prepared statements of ours that it holds.
+    pub(crate) prepared: Prepared,
+    /// Whose unnamed statement it holds: the number that the session gave it.
+    pub(crate) unnamed: Option<u64>,
+    /// The parameters that it reports, as it reported them last.
+    pub(crate) reported: Reported,
+    /// The settings that were made on it and are not reported.
+    pub(crate) applied: Settings,
+    /// It holds state of a session that is not tracked: it is reset before the next session.
+    pub(crate) dirty: bool,
+    /// What others may do to it while it is borrowed.
+    pub(crate) control: Arc<Control>,
+    /// Where a cancel request for it goes.
+    pub(crate) cancel: Arc<CancelTarget>,
+    /// When it was opened; its life is counted from here.
+    pub(crate) opened: Moment,
+    /// When it was given back last (housekeeping's clock).
+    pub(crate) idle_since: Moment,
+    /// The place that it takes in its pool; given up with it.
+    pub(super) _slot: Slot,
+}
+
+impl Server {
+    /// Takes in what came while the server was idle: notices and changed parameters. `false` if it is of no use any more:
+    /// it said something else, or is gone.
+    #[inline]
+    pub(crate) fn listen_idle(&mut self) -> bool {
+        let mut scratch = [0; IDLE_BYTES];
+        loop {
+            let Poll::Ready(filled) = self.wire.poll_unasked(&mut scratch) else { return !self.wire.has_rest() };
+            let Ok(Filled::Scratch(length)) = filled else { return false };
+            let mut rest = &scratch[..length];
+            while let Ok(Some(frame::Frame { tag, body, rest: behind })) = frame::split(rest) {
+                match (tag, backend::parameter_status(body)) {
+                    (b'N' | b'A', _) => {}
+                    (b'S', Ok((name, value))) => {
+                        self.reported.set(&String::from_utf8_lossy(name), &String::from_utf8_lossy(value));
+                    }
+                    _ => return false,
+                }
+                rest = behind;
+            }
+            self.wire.keep(rest);
+        }
+    }
+}
+
+/// Where a cancel request for a server goes.
+#[derive(Debug)]
+pub(crate) struct CancelTarget {
+    /// The address that the server was opened to.
+    pub(crate) address: Address,
+    /// The process id and the key of BackendKeyData, as they came.
+    pub(crate) process_id: u32,
+    /// The secret.
+    pub(crate) key: Bytes,
+}
+
+/// What others may do to a borrowed server: tell its session that it must not be used any more.
+#[derive(Debug, Default)]
+pub(crate) struct Control {
+    revoked: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+    /// The epoch that it was opened under.
+    pub(crate) epoch: AtomicU64,
+}
+
+impl Control {
+    /// Opened under this epoch.
+    pub(crate) fn new(epoch: u64) -> Self {
+        Self { epoch: AtomicU64::new(epoch), ..Self::default() }
+    }
+
+    /// Ends the server under its session: what it was asked counts as lost.
+    pub(crate) fn revoke(&self) {
+        self.revoked.store(true, Ordering::Release);
+        if let Some(waker) = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            waker.wake();
+        }
+    }
+
+    /// Whether it was revoked.
+    #[inline]
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Acquire)
+    }
+
+    /// Who is to be woken by `revoke`.
+    #[inline]
+    pub(crate) fn register(&self, waker: &Waker) {
+        let mut held = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *held {
+            Some(known) if known.will_wake(waker) => {}
+            other => *other = Some(waker.clone()),
+        }
+    }
+}
+
+/// The prepared statements that a server holds under our names, least recently used first out.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    used: HashMap<u64, u64>,
+    turn: u64,
+}
+
+impl Prepared {
+    /// Whether the server holds this statement; if so it counts as used now.
+    pub(crate) fn touch(&mut self, statement: u64) -> bool {
+        self.turn += 1;
+        self.used.get_mut(&statement).map(|turn| *turn = self.turn).is_some()
+    }
+
+    /// The server is being given this statement; returns one that has to go to keep to `limit`.
+    pub(crate) fn insert(&mut self, statement: u64, limit: usize) -> Option<u64> {
+        self.turn += 1;
+        let oldest = if self.used.len() >= limit.max(1) {
+            self.used.iter().min_by_key(|(_, turn)| **turn).map(|(oldest, _)| *oldest)
+        } else {
+            None
+        };
+        if let Some(oldest) = oldest {
+            self.used.remove(&oldest);
+        }
+        self.used.insert(statement, self.turn);
+        oldest
+    }
+
+    /// The server does not hold it (any more).
+    pub(crate) fn remove(&mut self, statement: u64) {
+        self.used.remove(&statement);
+    }
+
+    /// The server holds none.
+    pub(crate) fn clear(&mut self) {
+        self.used.clear();
+    }
+}

@@ -1,0 +1,157 @@
+//! What statements leave behind in the session: settings that follow the client, and state that only its server has.
+
+use pgwire::conversation::TransactionStatus;
+
+use super::note::About;
+use super::{Mode, Session};
+use crate::routing::{Change, Class, Effect, Kind, SettingChange};
+use crate::settings::{Setting, Settings};
+
+/// Classes of portals that are remembered between Bind and Execute.
+const MAX_PORTALS: usize = 256;
+
+/// What the client's portals will execute.
+#[derive(Debug, Default)]
+pub(super) struct Portals {
+    unnamed: Option<Class>,
+    named: Vec<(Box<[u8]>, Class)>,
+}
+
+impl Portals {
+    /// A Bind was sent.
+    pub(super) fn bind(&mut self, portal: &[u8], class: Class) {
+        if portal.is_empty() {
+            self.unnamed = Some(class);
+            return;
+        }
+        self.named.retain(|(name, _)| **name != *portal);
+        if self.named.len() < MAX_PORTALS {
+            self.named.push((portal.into(), class));
+        }
+    }
+
+    /// What Execute of this portal executes; the worst if that is not known.
+    pub(super) fn get(&self, portal: &[u8]) -> Class {
+        let known = match portal {
+            [] => self.unnamed.as_ref(),
+            portal => self.named.iter().find(|(name, _)| **name == *portal).map(|(_, class)| class),
+        };
+        known.cloned().unwrap_or_else(Class::unknown)
+    }
+
+    /// The transaction is over, and portals with it.
+    pub(super) fn clear(&mut self) {
+        self.unnamed = None;
+        self.named = Vec::new();
+    }
+}
+
+impl Session {
+    /// What is to be noted of a statement that is being sent.
+    pub(super) fn effects_of(&mut self, class: &Class) -> About {
+        if self.mode == Mode::Session || !leaves_something(class) {
+            return About::Nothing;
+        }
+        self.effects.push_back(class.clone());
+        About::Effects
+    }
+
+    /// A statement with effects was answered.
+    pub(super) fn take_effect(&mut self, class: &Class, done: bool) {
+        if !done {
+            if matches!(class.kind, Kind::Several) {
+                self.soil(); // the part before the error may have had its effect
+            }
+            return;
+        }
+        for part in std::iter::once(class).chain(class.parts.iter()) {
+            self.take_effects_of(part);
+        }
+        let idle = self.server.as_ref().is_none_or(|server| server.conversation.status() == TransactionStatus::Idle);
+        if idle && matches!(class.kind, Kind::Several) {
+            self.settle_settings();
+        }
+    }
+
+    fn take_effects_of(&mut self, class: &Class) {
+        if class.kind == Kind::RollbackTo && !self.pending_settings.is_empty() {
+            self.pin("SET before ROLLBACK TO SAVEPOINT");
+        }
+        for effect in class.effects.iter() {
+            match effect {
+                Effect::Pin(reason) => self.pin(&format!("{reason:?}")),
+                Effect::Setting(change) if change.local => {}
+                Effect::Setting(change) => self.pending_settings.push(change.clone()),
+            }
+        }
+    }
+
+    /// A transaction ended: what was set in it holds, or never did.
+    pub(super) fn settle_settings(&mut self) {
+        if self.pending_settings.is_empty() {
+            return;
+        }
+        let changes = std::mem::take(&mut self.pending_settings);
+        if self.rolled_back {
+            return;
+        }
+        let Some(server) = self.server.as_mut() else { return };
+        for SettingChange { name, change, .. } in changes {
+            match change {
+                // What PostgreSQL reports follows the client by itself.
+                Change::Set(_) | Change::Reset if server.reported.get(&name).is_some() => {}
+                Change::Set(sql) => {
+                    if !self.settings.set(&name, Setting::Statement(sql)) {
+                        server.dirty = true;
+                        self.pinned = Some("too many settings".into());
+                    }
+                }
+                Change::Reset => self.settings.reset(&name),
+                Change::ResetAll => self.settings.reset_all(),
+            }
+        }
+        server.applied = self.settings.clone();
+    }
+
+    /// Nothing that the lost transaction set ever held.
+    pub(super) fn forget_settings_of_transaction(&mut self) {
+        self.pending_settings.clear();
+        self.rolled_back = false;
+    }
+
+    /// The session keeps its server from now on: it has state there that cannot be moved.
+    pub(super) fn pin(&mut self, reason: &str) {
+        if self.mode == Mode::Session {
+            return;
+        }
+        if self.pinned.is_none() {
+            tracing::info!(session = %self.name(), reason, "the session keeps its server");
+        }
+        self.pinned = Some(reason.into());
+        self.soil();
+    }
+
+    /// The server has state that must not reach the next session.
+    fn soil(&mut self) {
+        if let Some(server) = self.server.as_mut() {
+            server.dirty = true;
+        }
+    }
+
+    /// DISCARD ALL was done: the server is as new, and the session as it began.
+    pub(super) fn discarded_all(&mut self) {
+        self.pinned = None;
+        self.pending_settings.clear();
+        self.settings = self.startup.clone();
+        if let Some(server) = self.server.as_mut() {
+            server.dirty = false;
+            server.applied = Settings::default();
+        }
+    }
+}
+
+/// Whether a statement is to be looked at again when it has been answered.
+fn leaves_something(class: &Class) -> bool {
+    let one = |class: &Class| !class.effects.is_empty() || class.kind == Kind::RollbackTo;
+    one(class) || class.parts.iter().any(one)
+}

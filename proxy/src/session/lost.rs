@@ -1,0 +1,159 @@
+//! The server is gone in the middle of a transaction: what the client is told, so that it can stay.
+//!
+//! 40001 where what was asked cannot have lasted: it is safe to ask again. 08007 where it may have: a commit, or a change in
+//! autocommit, was sent and its answer got lost. A client whose transaction was lost stays in a failed transaction
+//! until it ends it, as PostgreSQL has it; that failed transaction is a real one on the next server.
+
+use bytes::BytesMut;
+use pgwire::backend;
+use pgwire::conversation::TransactionStatus;
+use pgwire::frontend::write_query;
+use pgwire::report::Report;
+use pgwire::sqlstate;
+
+use super::requests::{Frame, SHORT};
+use super::turn::{End, Turn};
+use super::units::Danger;
+use super::{Asked, Mode, Session, Skip, say};
+use crate::routing::Kind;
+
+/// What became of a transaction whose server was lost.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) enum Lost {
+    /// No transaction was lost, or the client has ended it since.
+    #[default]
+    No,
+    /// The client asked nothing when it happened, and does not know yet.
+    Untold {
+        /// A transaction was open; else only the state of the session is lost.
+        in_transaction: bool,
+        /// Why.
+        why: String,
+    },
+    /// The client was told, and has not ended its failed transaction yet.
+    Told,
+}
+
+impl Session {
+    /// The server on loan is lost.
+    pub(super) fn lose_server(&mut self, why: &str) -> Result<(), End> {
+        let Some(server) = self.server.take() else { return Ok(()) };
+        let status = server.conversation.status();
+        let (server, _pool) = server.into_server();
+        drop(server);
+        self.cancel.end();
+        self.cancel.shield(false);
+        self.card.idle();
+        self.entry.suspect(self.node);
+        tracing::info!(session = %self.name(), node = self.node, why, "a server was lost");
+        if std::mem::take(&mut self.server_passes) > 0 {
+            return Err(End::ClientGone); // it has half of a message, and cannot be told anything any more
+        }
+        let kept_state = self.mode == Mode::Session || self.pinned.take().is_some();
+        let in_transaction = status != TransactionStatus::Idle;
+        self.names.forget_pending();
+        self.effects.clear();
+        self.forget_settings_of_transaction();
+        self.portals.clear();
+        let commits = self.units.commits();
+        let (units, open) = self.units.take();
+        if units.is_empty() && open.is_none() {
+            if in_transaction || kept_state {
+                self.lost = Lost::Untold { in_transaction, why: why.to_owned() };
+            }
+            return Ok(());
+        }
+        self.tell_lost(units.into(), open, in_transaction, commits, why);
+        Ok(())
+    }
+
+    fn tell_lost(
+        &mut self,
+        units: Vec<Danger>,
+        open: Option<Danger>,
+        mut in_transaction: bool,
+        commits: bool,
+        why: &str,
+    ) {
+        let out = self.client.out();
+        for danger in units {
+            say(out, &report(danger, in_transaction, commits, why));
+            in_transaction &= danger < Danger::Rollback;
+            out.extend_from_slice(&backend::write_ready_for_query(status(in_transaction)));
+        }
+        if let Some(danger) = open {
+            say(out, &report(danger, in_transaction, commits, why));
+            in_transaction &= danger < Danger::Rollback;
+            self.skip = Skip::ToSync;
+        }
+        self.lost = if in_transaction { Lost::Told } else { Lost::No };
+    }
+
+    /// The client's next message after an untold loss; `true` if it needs a server all the same.
+    pub(super) fn meet_loss(&mut self, frame: &Frame<'_>) -> bool {
+        let Lost::Untold { in_transaction, why } = &self.lost else { return true };
+        let (in_transaction, why) = (*in_transaction, why.clone());
+        let kind = Asked::of(self, frame.tag, frame.body, frame.whole, &[]).class.kind;
+        if in_transaction && matches!(kind, Kind::Rollback { .. }) {
+            self.lost = Lost::Told;
+            return true;
+        }
+        let stays = in_transaction && !matches!(kind, Kind::Commit { .. });
+        self.lost = if stays { Lost::Told } else { Lost::No };
+        let out = self.client.out();
+        if in_transaction {
+            say(out, &report(Danger::Read, true, false, &why));
+        } else {
+            say(out, &state_lost(&why));
+        }
+        if frame.tag == b'Q' {
+            out.extend_from_slice(&backend::write_ready_for_query(status(stays)));
+        } else {
+            self.skip = Skip::ToSync;
+        }
+        false
+    }
+
+    /// A message that was answered with an error before it was looked at.
+    pub(super) fn skipped(&mut self, frame: &Frame<'_>) -> Result<(), Turn> {
+        let ends = match self.skip {
+            Skip::One => true,
+            _ => frame.tag == b'S',
+        };
+        if ends {
+            self.skip = Skip::Nothing;
+            let in_transaction = self.lost == Lost::Told;
+            self.client.out().extend_from_slice(&backend::write_ready_for_query(status(in_transaction)));
+        }
+        if frame.tag == b'X' { Err(Turn::End(End::ClientGone)) } else { Ok(()) }
+    }
+
+    /// Brings a new server into the failed transaction that the client believes to be in.
+    pub(super) fn failed_transaction(out: &mut BytesMut) -> usize {
+        write_query(out, b"BEGIN").expect(SHORT);
+        write_query(out, b"ROLLBACK TO SAVEPOINT \"pgsteady: the transaction was lost in a failover\"").expect(SHORT);
+        2
+    }
+}
+
+fn status(in_transaction: bool) -> TransactionStatus {
+    if in_transaction { TransactionStatus::Failed } else { TransactionStatus::Idle }
+}
+
+fn report(danger: Danger, in_transaction: bool, commits: bool, why: &str) -> Report {
+    if commits || (danger == Danger::Write && !in_transaction) {
+        let text = "the server was lost while it committed; it is not known whether the transaction was committed";
+        Report::error(sqlstate::TRANSACTION_RESOLUTION_UNKNOWN, text).detail(why)
+    } else {
+        let text = "the server was lost, and the transaction was rolled back with it";
+        Report::error(sqlstate::SERIALIZATION_FAILURE, text)
+            .detail(why)
+            .hint("It is safe to run the transaction again.")
+    }
+}
+
+fn state_lost(why: &str) -> Report {
+    let text =
+        "the server was lost, and with it the state of this session: temporary tables, locks, listening, cursors";
+    Report::error(sqlstate::CONNECTION_FAILURE, text).detail(why).hint("The session can go on without that state.")
+}

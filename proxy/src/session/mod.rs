@@ -1,0 +1,222 @@
+//! One client for its life: the loop over its transactions, and everything that is kept for it.
+//!
+//! `turn.rs` moves bytes without waiting for anything but the two sockets; `requests.rs` and `replies.rs` say what
+//! is done with each message; what needs more waiting is done here, between two turns.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pgwire::report::Report;
+use pgwire::sqlstate;
+use tokio::time::timeout;
+
+mod borrow;
+mod card;
+mod effects;
+mod greet;
+mod lost;
+pub(crate) mod note;
+mod replies;
+mod requests;
+mod statements;
+mod turn;
+mod units;
+
+pub(crate) use card::{Card, State};
+pub(crate) use greet::serve_client;
+pub(crate) use statements::{Interned, Statement};
+
+use crate::auth::Identity;
+use crate::cancel::Registered;
+use crate::entry::Entry;
+use crate::pool::{Borrowed, Pool};
+use crate::routing::{Class, ReadAfter, Route, SettingChange};
+use crate::settings::{Reported, Settings};
+use crate::wire::Wire;
+use crate::worker::Worker;
+use borrow::NoServer;
+use effects::Portals;
+use lost::Lost;
+use statements::Names;
+use turn::{End, Turn};
+use units::Units;
+
+/// Time for a client to take its last message before its connection is closed.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// How long a session keeps its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// As long as it lives.
+    Session,
+    /// For a transaction.
+    Transaction,
+    /// For a statement: a transaction block is refused.
+    Statement,
+}
+
+/// What a transaction asks for, as far as its first message shows.
+#[derive(Debug, Clone)]
+pub(super) struct Asked {
+    /// What the first statement is.
+    class: Class,
+    /// Nothing that may write can follow in the same transaction.
+    alone: bool,
+}
+
+impl Asked {
+    /// The primary, whatever comes.
+    fn primary() -> Self {
+        Self { class: Class::unknown(), alone: false }
+    }
+}
+
+/// What is dropped of what the client sends, because it has been answered with an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Skip {
+    /// Nothing.
+    Nothing,
+    /// The next message, a Query or a FunctionCall.
+    One,
+    /// Everything up to the next Sync.
+    ToSync,
+}
+
+/// What is kept for a client.
+pub(crate) struct Session {
+    worker: Rc<Worker>,
+    entry: Arc<Entry>,
+    /// The pools of the entry for this user, by node.
+    pools: Vec<Option<Arc<Pool>>>,
+    user: Arc<str>,
+    identity: Identity,
+    mode: Mode,
+    /// What the client asked for at its start; statements may say otherwise.
+    route: Option<Route>,
+    card: Rc<Card>,
+    cancel: Registered,
+
+    client: Wire,
+    /// The client's leftover has not been looked at since a server was borrowed or given back.
+    client_rest_is_fresh: bool,
+    /// Bytes of the client's message in work that are still to come.
+    client_passes: usize,
+    /// After an error that we answered: what is dropped of what the client sends.
+    skip: Skip,
+
+    server: Option<Borrowed>,
+    /// The node of the server on loan, or of the last one.
+    node: usize,
+    /// It was lent as the primary.
+    on_primary: bool,
+    /// Bytes of the server's message in work that are still to come.
+    server_passes: usize,
+    /// What goes to the client in place of the server's message in work.
+    instead: bytes::BytesMut,
+    /// A message of the server may have made it the turn of an answer of ours.
+    answers_are_due: bool,
+    /// The commit in work was not confirmed by a standby.
+    not_replicated: bool,
+    /// What the server said last before it went away.
+    last_words: Option<String>,
+
+    names: Names,
+    portals: Portals,
+    units: Units,
+    /// Statements with effects that have not been answered.
+    effects: VecDeque<Class>,
+    pending_settings: Vec<SettingChange>,
+    rolled_back: bool,
+    /// The settings of the session, and those that it began with.
+    settings: Settings,
+    startup: Settings,
+    /// What the client was told of the parameters.
+    reported: Reported,
+    pinned: Option<Box<str>>,
+    lost: Lost,
+    read_after: ReadAfter,
+}
+
+impl Session {
+    /// Serves the client until it leaves, is sent away, or breaks the protocol.
+    pub(crate) async fn run(mut self) {
+        let end = loop {
+            let turn = poll_fn(|cx| self.poll_turn(cx)).await;
+            let outcome = match turn {
+                Turn::Need(asked) => match self.acquire(&asked).await {
+                    Ok(()) => self.bring().await,
+                    no_server => no_server,
+                },
+                Turn::Bring => self.bring().await,
+                Turn::Lost(why) => self.lose_server(&why).map_err(NoServer::End),
+                Turn::Recover => {
+                    self.recover();
+                    Ok(())
+                }
+                Turn::End(end) => break end,
+            };
+            self.client_rest_is_fresh = self.client.has_rest();
+            match outcome {
+                Ok(()) => {}
+                Err(NoServer::End(end)) => break end,
+                Err(NoServer::Told(report)) => self.refuse_transaction(|out| say(out, &report)),
+                Err(NoServer::Words(body)) => self.refuse_transaction(|out| pass_on(out, &body)),
+            }
+        };
+        self.end(end).await;
+    }
+
+    /// The client's next transaction cannot begin: it is told so, and may try again.
+    fn refuse_transaction(&mut self, write: impl FnOnce(&mut bytes::BytesMut)) {
+        write(self.client.out());
+        // The message that asked for the server is still there: it is dropped, with the others up to Sync.
+        let rest = self.client.take_rest();
+        self.skip = if matches!(rest.first(), Some(b'Q' | b'F')) { Skip::One } else { Skip::ToSync };
+        self.client_rest_is_fresh = !rest.is_empty();
+        self.client.keep_large(rest);
+    }
+
+    async fn end(mut self, end: End) {
+        let report = match end {
+            End::ClientGone => None,
+            End::Violation(what) => Some(Report::error(sqlstate::PROTOCOL_VIOLATION, what)),
+            End::SentAway(denial) => Some(denial.report()),
+        };
+        if let Some(report) = report {
+            tracing::info!(session = %self.name(), why = report.message(), "a client is sent away");
+            if self.server_passes == 0 {
+                say(self.client.out(), &report.fatal());
+                let _ = timeout(FAREWELL, self.client.say_goodbye()).await;
+            }
+        }
+        let rest =
+            self.server.as_ref().is_some_and(|server| server.conversation.at_rest() && server.wire.backlog() == 0);
+        if rest && self.client_passes == 0 {
+            self.recover();
+        } else {
+            self.abandon();
+        }
+        let _ = timeout(FAREWELL, self.client.close()).await;
+    }
+
+    /// For logs: who it is.
+    pub(crate) fn name(&self) -> String {
+        format!("{}/{}#{}", self.entry.name, self.user, self.cancel.process_id)
+    }
+}
+
+/// Writes a report of our own.
+fn say(out: &mut bytes::BytesMut, report: &Report) {
+    report.write(out).expect("our own texts are short");
+}
+
+/// Writes an ErrorResponse of PostgreSQL, whose body this is.
+fn pass_on(out: &mut bytes::BytesMut, body: &[u8]) {
+    let length = u32::try_from(body.len() + 4).expect("it came in a message of this length");
+    out.extend_from_slice(b"E");
+    out.extend_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(body);
+}

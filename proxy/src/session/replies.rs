@@ -1,0 +1,301 @@
+//! Server to client: what is done with each message. Rows pass in the memory they were read into; looked into is only
+//! what changes what the session or the server is.
+
+use std::task::Context;
+
+use pgwire::conversation::{Fate, Outcome, TransactionStatus};
+use pgwire::report::{Report, View};
+use pgwire::{backend, frame, sqlstate};
+
+use super::note::{About, Note};
+use super::requests::SHORT;
+use super::turn::{End, Released, Turn};
+use super::{Mode, Session};
+use crate::routing::Class;
+
+/// A message that has to be looked into is put together up to this size.
+const MAX_HELD_BYTES: usize = 1 << 20;
+/// Errors that may mean that the node is no good primary any more: shut down, crashed, starting, read-only, out of disk.
+const SUSPICIOUS: [&str; 6] = ["57P01", "57P02", "57P03", "25006", "58000", "53100"];
+
+impl Session {
+    /// Uses what the server sent; returns how much of it was used.
+    pub(super) fn server_bytes(&mut self, cx: &mut Context<'_>, input: &[u8]) -> (usize, Result<(), Turn>) {
+        let mut from = 0;
+        let mut at = 0;
+        let result = loop {
+            if at == input.len() {
+                break Ok(());
+            }
+            if self.server_passes > 0 {
+                let passed = self.server_passes.min(input.len() - at);
+                self.server_passes -= passed;
+                at += passed;
+                continue;
+            }
+            match self.server_frame(&input[at..]) {
+                Ok(None) => break Ok(()),
+                Ok(Some((length, true))) => at += length,
+                Ok(Some((length, false))) => {
+                    // Something else was, or will be, written in its place.
+                    let instead = std::mem::take(&mut self.instead);
+                    self.client.out().extend_from_slice(&input[from..at]);
+                    self.client.out().extend_from_slice(&instead);
+                    at += length;
+                    from = at;
+                }
+                Err(why) => break Err(Turn::Lost(why)),
+            }
+            if self.answers_are_due {
+                self.client.out().extend_from_slice(&input[from..at]);
+                from = at;
+                self.answer_due();
+            }
+        };
+        let sent = self.client.send(cx, &input[from..at]);
+        if sent.is_err() || matches!(self.client.poll_flush(cx), std::task::Poll::Ready(Err(_))) {
+            return (at, result.and(Err(Turn::End(End::ClientGone))));
+        }
+        (at, result)
+    }
+
+    /// One message: its length in the input, and whether it passes. `None` if more of it has to arrive first.
+    fn server_frame(&mut self, input: &[u8]) -> Result<Option<(usize, bool)>, String> {
+        let Some(header) = frame::header(input).map_err(|error| error.to_string())? else { return Ok(None) };
+        let allowed = frame::backend_limit(header.tag)
+            .ok_or_else(|| format!("PostgreSQL sent an unknown message type \"{}\"", header.tag.escape_ascii()))?;
+        frame::within(header, allowed).map_err(|error| error.to_string())?;
+        let in_parts = matches!(header.tag, b'D' | b'd' | b'T' | b'V' | b't' | b'A');
+        if input.len() < header.length && !in_parts {
+            return if header.length > MAX_HELD_BYTES {
+                Err("PostgreSQL sent a message that is too long".into())
+            } else {
+                Ok(None)
+            };
+        }
+        let arrived = header.length.min(input.len());
+        let passes = self.server_message(header.tag, &input[5..arrived])?;
+        self.server_passes = header.length - arrived;
+        if !passes && self.server_passes > 0 {
+            return Err("PostgreSQL sent a long answer to a short request".into()); // of our own: they bring no rows
+        }
+        Ok(Some((arrived, passes)))
+    }
+
+    /// Whether one message passes to the client.
+    fn server_message(&mut self, tag: u8, body: &[u8]) -> Result<bool, String> {
+        let Some(server) = self.server.as_mut() else { return Err("a message without a server".into()) };
+        let server = &mut **server;
+        let mut settled = Settled { units: 0, first: None, more: Vec::new() };
+        let fate = server
+            .conversation
+            .received(tag, body, &mut |note, outcome| settled.push(note, outcome))
+            .map_err(|desync| format!("the connection to PostgreSQL is out of step: {desync}"))?;
+        self.answers_are_due = tag != b'D' && tag != b'd';
+        if tag == b'D' || tag == b'd' {
+            return Ok(fate == Fate::Forward);
+        }
+        let duplicate = settled.settle(self);
+        match tag {
+            b'S' => self.parameter_status(body)?,
+            b'N' if self.entry.managed && View::new(body).is_commit_not_replicated() => {
+                self.not_replicated = true;
+                return Ok(false);
+            }
+            b'C' => {
+                self.note_tag(body);
+                if std::mem::take(&mut self.not_replicated) {
+                    let text =
+                        "the commit was cancelled while it waited for a standby; it is not known whether it will last";
+                    Report::error(sqlstate::TRANSACTION_RESOLUTION_UNKNOWN, text)
+                        .write(&mut self.instead)
+                        .expect(SHORT);
+                    return Ok(false);
+                }
+            }
+            b'E' if duplicate => {
+                let text =
+                    "prepared statement already exists, or the prepared statements of this session are too large";
+                Report::error(sqlstate::DUPLICATE_PREPARED_STATEMENT, text).write(&mut self.instead).expect(SHORT);
+                return Ok(false);
+            }
+            b'E' if fate == Fate::Forward => self.server_error(body),
+            b'Z' => self.transaction_may_have_ended(),
+            b'W' => self.pin("replication"),
+            _ => {}
+        }
+        Ok(fate == Fate::Forward)
+    }
+
+    /// Sends the replies of our own whose turn has come.
+    pub(super) fn answer_due(&mut self) {
+        self.answers_are_due = false;
+        let Some(server) = self.server.as_mut() else { return };
+        let server = &mut **server;
+        let mut settled = Settled { units: 0, first: None, more: Vec::new() };
+        while let Some(reply) = server.conversation.due(&mut |note, outcome| settled.push(note, outcome)) {
+            self.client.out().extend_from_slice(reply.bytes());
+        }
+        settled.settle(self);
+    }
+
+    fn parameter_status(&mut self, body: &[u8]) -> Result<(), String> {
+        let (name, value) = backend::parameter_status(body).map_err(|error| error.to_string())?;
+        let (name, value) = (String::from_utf8_lossy(name), String::from_utf8_lossy(value));
+        if let Some(server) = &mut self.server {
+            server.reported.set(&name, &value);
+        }
+        Ok(())
+    }
+
+    fn server_error(&mut self, body: &[u8]) {
+        let report = View::new(body);
+        if report.sqlstate().is_some_and(|state| SUSPICIOUS.contains(&state.as_str())) {
+            self.entry.suspect(self.node);
+        }
+        if report.is_fatal() {
+            self.last_words = Some(report.message().into_owned());
+        }
+    }
+
+    /// Why a server went away, in its own words if it had any.
+    pub(super) fn farewell(&mut self) -> String {
+        match self.last_words.take() {
+            Some(words) => format!("PostgreSQL closed the connection: {words}"),
+            None => "PostgreSQL closed the connection".into(),
+        }
+    }
+
+    fn note_tag(&mut self, body: &[u8]) {
+        match body {
+            b"ROLLBACK\0" => self.rolled_back = true,
+            b"DISCARD ALL\0" | b"DEALLOCATE ALL\0" if self.mode != Mode::Session => {
+                self.names.clear();
+                if let Some(server) = &mut self.server {
+                    server.prepared.clear();
+                    server.unnamed = None;
+                }
+                if body == b"DISCARD ALL\0" {
+                    self.discarded_all();
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// At ReadyForQuery: what was set in the transaction counts now, or never did.
+    fn transaction_may_have_ended(&mut self) {
+        let Some(server) = &self.server else { return };
+        self.card.rest(server.conversation.quiet());
+        if server.conversation.status() == TransactionStatus::Idle {
+            self.settle_settings();
+            self.rolled_back = false;
+        }
+        self.shield();
+    }
+
+    /// Cancel requests are kept from a server on which a commit is under way, where a standby has to confirm it.
+    pub(super) fn shield(&mut self) {
+        if self.entry.managed {
+            self.cancel.shield(self.units.commits());
+        }
+    }
+
+    /// Whether the server may go back.
+    #[inline]
+    pub(super) fn may_release(&self) -> bool {
+        let Some(server) = &self.server else { return false };
+        self.mode != Mode::Session
+            && self.pinned.is_none()
+            && self.server_passes == 0
+            && self.client_passes == 0
+            && server.conversation.at_rest()
+            && server.wire.backlog() == 0
+    }
+
+    /// The transaction is over: the server goes back.
+    pub(super) fn release(&mut self) -> Result<Released, Turn> {
+        let Some(server) = &mut self.server else { return Ok(Released::No) };
+        if !self.reported.is(&server.reported) {
+            self.reported = server.reported.clone();
+        }
+        let dirty = server.dirty;
+        self.card.idle();
+        self.note_what_was_seen();
+        if self.cancel.end() || dirty {
+            return Err(Turn::Recover);
+        }
+        self.server = None;
+        self.client_rest_is_fresh = self.client.has_rest();
+        Ok(Released::Yes)
+    }
+}
+
+/// What one message settled: mostly nothing or one, without allocation.
+struct Settled {
+    units: usize,
+    first: Option<(About, Outcome)>,
+    more: Vec<(About, Outcome)>,
+}
+
+impl Settled {
+    fn push(&mut self, note: Note, outcome: Outcome) {
+        self.units += usize::from(note.unit);
+        match (note.about, &self.first) {
+            (About::Nothing, _) => {}
+            (about, None) => self.first = Some((about, outcome)),
+            (about, Some(_)) => self.more.push((about, outcome)),
+        }
+    }
+
+    /// Carries it over to the session; whether an error has to be told as a duplicate name.
+    fn settle(self, session: &mut Session) -> bool {
+        for _ in 0..self.units {
+            session.units.settle();
+        }
+        let mut duplicate = false;
+        for (about, outcome) in self.first.into_iter().chain(self.more) {
+            duplicate |= about == About::Duplicate && outcome == Outcome::Failed;
+            session.settle(about, outcome);
+        }
+        duplicate
+    }
+}
+
+impl Session {
+    fn settle(&mut self, about: About, outcome: Outcome) {
+        let done = outcome == Outcome::Done;
+        match about {
+            About::Nothing | About::Duplicate => {}
+            About::Name(number) => {
+                self.names.settle(outcome);
+                self.forget_unless(done, number);
+            }
+            About::Ours(number) => self.forget_unless(done, Some(number)),
+            About::Unnamed if !done => {
+                self.names.unnamed = None;
+                self.forget_unnamed();
+            }
+            About::OursUnnamed if !done => self.forget_unnamed(),
+            About::Unnamed | About::OursUnnamed => {}
+            About::Effects => {
+                let class: Option<Class> = self.effects.pop_front();
+                if let Some(class) = class {
+                    self.take_effect(&class, done);
+                }
+            }
+        }
+    }
+
+    fn forget_unless(&mut self, done: bool, number: Option<u64>) {
+        if let (false, Some(number), Some(server)) = (done, number, &mut self.server) {
+            server.prepared.remove(number);
+        }
+    }
+
+    fn forget_unnamed(&mut self) {
+        if let Some(server) = &mut self.server {
+            server.unnamed = None;
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! Client to server: what is done with each message. Most pass as they are, in the memory they were read into.
+
+use std::task::Context;
+
+use bytes::BytesMut;
+use pgwire::conversation::{Asker, Reply, Request, TooMuchOwed, TransactionStatus};
+use pgwire::frontend::Target;
+use pgwire::{frame, frontend};
+
+use super::note::{About, Note};
+use super::statements::Statement;
+use super::turn::{End, Turn, cause};
+use super::units::Danger;
+use super::{Asked, Mode, Session, Skip};
+use crate::pool::Server;
+use crate::routing::{Class, Kind};
+use crate::wire::SCRATCH_BYTES;
+
+/// A Parse is put together up to this size, because it may have to be repeated on another server.
+const MAX_PARSE_BYTES: usize = 64 << 20;
+
+/// Why a message of ours can be written.
+pub(super) const SHORT: &str = "our own messages are short";
+
+/// A stretch of input that passes unchanged, and is handed over as one.
+struct Passing<'b> {
+    input: &'b [u8],
+    from: usize,
+}
+
+impl Passing<'_> {
+    /// Everything before `at` goes out now; what follows is written by somebody else, and passing goes on at `next`.
+    fn cut(&mut self, at: usize, next: usize, out: &mut BytesMut) {
+        out.extend_from_slice(&self.input[self.from..at]);
+        self.from = next;
+    }
+}
+
+/// One message of the client, as far as it has arrived.
+pub(super) struct Frame<'b> {
+    pub(super) tag: u8,
+    /// Where it begins and ends in the input; the end may lie beyond what has arrived.
+    at: usize,
+    end: usize,
+    /// Without tag and length, as far as it has arrived.
+    pub(super) body: &'b [u8],
+    pub(super) whole: bool,
+}
+
+fn violation(what: impl Into<String>) -> Turn {
+    Turn::End(End::Violation(what.into()))
+}
+
+fn too_much(error: TooMuchOwed) -> Turn {
+    violation(error.to_string())
+}
+
+impl Session {
+    /// Uses what the client sent; returns how much of it was used.
+    pub(super) fn client_bytes(&mut self, cx: &mut Context<'_>, input: &[u8]) -> (usize, Result<(), Turn>) {
+        let mut passing = Passing { input, from: 0 };
+        let mut at = 0;
+        let result = loop {
+            if at == input.len() {
+                break Ok(());
+            }
+            if self.client_passes > 0 {
+                let passed = self.client_passes.min(input.len() - at);
+                self.client_passes -= passed;
+                at += passed;
+                continue;
+            }
+            match self.client_frame(&mut passing, at) {
+                Ok(Some(next)) => at = next,
+                Ok(None) => break Ok(()),
+                Err(turn) => break Err(turn),
+            }
+        };
+        let Some(server) = &mut self.server else { return (at, result) };
+        let sent = match &input[passing.from.min(at)..at] {
+            [] if server.wire.backlog() == 0 => Ok(()),
+            rest => server.wire.send(cx, rest),
+        };
+        if server.wire.backlog() > 0 {
+            let _ = server.wire.poll_flush(cx); // an error shows again at the next read
+        }
+        match (result, sent) {
+            (Ok(()), Err(error)) => (at, Err(Turn::Lost(cause(&error)))),
+            (result, _) => (at, result),
+        }
+    }
+
+    /// Handles the message at `at`; `None` if more of it has to arrive first.
+    fn client_frame(&mut self, passing: &mut Passing<'_>, at: usize) -> Result<Option<usize>, Turn> {
+        let input = passing.input;
+        let Some(header) = frame::header(&input[at..]).map_err(|error| violation(error.to_string()))? else {
+            return Ok(None);
+        };
+        let end = at + header.length;
+        let whole = end <= input.len();
+        if !self.may_begin(header, input.len() - at)? {
+            return Ok(None);
+        }
+        let arrived = end.min(input.len());
+        let frame = Frame { tag: header.tag, at, end, body: &input[at + 5..arrived], whole };
+        if self.skip != Skip::Nothing {
+            self.skipped(&frame)?;
+            passing.from = arrived;
+        } else {
+            if self.server.is_some() || self.begin(&frame, &input[arrived..])? {
+                self.client_message(passing, &frame)?;
+            } else {
+                passing.from = arrived; // answered without a server
+            }
+        }
+        self.client_passes = end - arrived;
+        Ok(Some(arrived))
+    }
+
+    /// Whether a message may be handled: it is of an allowed length, and here, or so long that it passes in parts.
+    fn may_begin(&self, header: frame::Header, arrived: usize) -> Result<bool, Turn> {
+        let allowed = frame::frontend_limit(header.tag)
+            .ok_or_else(|| violation(format!("invalid frontend message type {}", header.tag)))?;
+        frame::within(header, allowed).map_err(|error| violation(error.to_string()))?;
+        if header.tag == b'P' && header.length > MAX_PARSE_BYTES {
+            return Err(violation(format!(
+                "a Parse message of {} bytes is too large: {MAX_PARSE_BYTES} are allowed",
+                header.length
+            )));
+        }
+        let in_parts = matches!(header.tag, b'd' | b'Q' | b'B' | b'F');
+        Ok(arrived >= header.length || (in_parts && header.length > SCRATCH_BYTES / 2 && arrived >= SCRATCH_BYTES / 2))
+    }
+
+    /// One message, while there is a server.
+    fn client_message(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
+        self.card.busy();
+        match frame.tag {
+            b'Q' => self.query(passing, frame),
+            b'P' => self.parse(passing, frame),
+            b'B' => self.bind(passing, frame),
+            b'D' => self.describe(passing, frame),
+            b'C' => self.close(passing, frame),
+            b'E' => self.execute(frame),
+            b'S' => self.sync(),
+            b'H' => self.ask(Request::Flush, None),
+            b'F' => {
+                self.units.begin(Danger::Write);
+                self.units.finish();
+                self.ask(Request::FunctionCall, Some(About::Nothing.unit()))
+            }
+            b'd' => self.ask(Request::CopyData, None),
+            b'c' => self.ask(Request::CopyDone, None),
+            b'f' => self.ask(Request::CopyFail, None),
+            b'X' => Err(Turn::End(End::ClientGone)),
+            tag => Err(violation(format!("unexpected message type \"{}\"", tag.escape_ascii()))),
+        }
+    }
+
+    fn loan(&mut self) -> &mut Server {
+        self.server.as_mut().expect("messages are handled only with a server on loan")
+    }
+
+    fn ask(&mut self, request: Request, note: Option<Note>) -> Result<(), Turn> {
+        self.loan().conversation.sent(request, Asker::Client, note).map_err(too_much)
+    }
+
+    fn query(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
+        let class = if frame.whole { self.worker.classify(text(frame.body)?) } else { Class::unknown() };
+        if self.mode != Mode::Session {
+            self.names.unnamed = None;
+            self.loan().unnamed = None;
+            if let Kind::Deallocate(name) = &class.kind
+                && self.deallocate(passing, frame, name.as_bytes(), &class)?
+            {
+                return Ok(());
+            }
+        }
+        self.units.begin(Danger::of(&class));
+        self.units.finish();
+        self.shield();
+        let note = self.effects_of(&class).unit();
+        self.ask(Request::Query, Some(note))
+    }
+
+    /// DEALLOCATE of a name given by Parse: the server knows it under our name for it. `false` if it is no such name.
+    fn deallocate(
+        &mut self,
+        passing: &mut Passing<'_>,
+        frame: &Frame<'_>,
+        name: &[u8],
+        class: &Class,
+    ) -> Result<bool, Turn> {
+        let Some(statement) = self.names.get(name).cloned() else { return Ok(false) };
+        let session = &mut *self;
+        let server = session.server.as_mut().expect("messages are handled only with a server on loan");
+        passing.cut(frame.at, frame.end, server.wire.out());
+        hold(server, &statement, session.worker.shared.max_prepared())?;
+        server.wire.out().extend_from_slice(&frontend::SYNC);
+        let _ = server.conversation.sent(Request::Sync, Asker::Ours, None);
+        let server_name = Statement::server_name(statement.number);
+        let text = format!("DEALLOCATE {}", server_name.escape_ascii());
+        frontend::write_query(server.wire.out(), text.as_bytes()).expect(SHORT);
+        server.prepared.remove(statement.number);
+        session.names.ask(name, None);
+        session.units.begin(Danger::of(class));
+        session.units.finish();
+        self.ask(Request::Query, Some(About::Name(None).unit()))?;
+        Ok(true)
+    }
+
+    fn parse(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
+        let parse = frontend::Parse::read(frame.body).map_err(|error| violation(error.to_string()))?;
+        let class = self.worker.classify(parse.text);
+        self.units.begin(Danger::Harmless);
+        if self.mode == Mode::Session {
+            return self.ask(Request::Parse, None);
+        }
+        if parse.name.is_empty() {
+            let number = self.worker.next_unnamed();
+            self.names.set_unnamed(number, &passing.input[frame.at..frame.end], class);
+            self.loan().unnamed = Some(number);
+            return self.ask(Request::Parse, Some(About::Unnamed.note()));
+        }
+        if self.names.get(parse.name).is_some() || !self.names.has_room(frame.body.len()) {
+            let server = self.loan();
+            passing.cut(frame.at, frame.end, server.wire.out());
+            Target::Statement(b"pgsteady: no such statement").describe(server.wire.out()).expect(SHORT);
+            return self.ask(Request::Describe { statement: true }, Some(About::Duplicate.note()));
+        }
+        let worker = self.worker.clone();
+        let statement = worker.intern(&frame.body[parse.name.len() + 1..], class);
+        self.names.ask(parse.name, Some(statement.clone()));
+        let server = self.loan();
+        let failed = server.conversation.status() == TransactionStatus::Failed;
+        let known = !failed && server.prepared.touch(statement.number);
+        passing.cut(frame.at, frame.end, server.wire.out());
+        if known {
+            server.conversation.answer(Reply::ParseComplete, Some(About::Name(None).note())).map_err(too_much)?;
+            self.answer_due();
+            return Ok(());
+        }
+        make_room(server, statement.number, worker.shared.max_prepared());
+        statement.write(server.wire.out());
+        self.ask(Request::Parse, Some(About::Name(Some(statement.number)).note()))
+    }
+
+    fn bind(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
+        let bind = frontend::Bind::read(frame.body).map_err(|error| violation(error.to_string()))?;
+        if self.mode == Mode::Session {
+            self.units.begin(Danger::Write);
+            return self.ask(Request::Bind, None);
+        }
+        let (portal, name) = (bind.portal, bind.statement);
+        let class = self.class_of(name);
+        self.units.begin(Danger::Harmless);
+        self.portals.bind(portal, class);
+        let Some(server_name) = self.prepare_for(passing, frame, name)? else {
+            return self.ask(Request::Bind, None);
+        };
+        let server = self.loan();
+        passing.cut(frame.at, frame.end.min(passing.input.len()), server.wire.out());
+        let rest = frame.end - frame.at - 5 - (portal.len() + name.len() + 2);
+        frontend::Bind::write_start(server.wire.out(), portal, &server_name, rest)
+            .map_err(|error| violation(error.to_string()))?;
+        server.wire.out().extend_from_slice(bind.rest);
+        self.ask(Request::Bind, None)
+    }
+
+    fn describe(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
+        let target = Target::read(frame.body).map_err(|error| violation(error.to_string()))?;
+        self.units.begin(Danger::Harmless);
+        let request = Request::Describe { statement: matches!(target, Target::Statement(_)) };
+        if self.mode != Mode::Session
+            && let Target::Statement(name) = target
+            && let Some(server_name) = self.prepare_for(passing, frame, name)?
+        {
+            let server = self.loan();
+            passing.cut(frame.at, frame.end, server.wire.out());
+            Target::Statement(&server_name).describe(server.wire.out()).expect(SHORT);
+        }
+        self.ask(request, None)
+    }
+
+    /// Makes sure that the server holds what the client calls `name`, and returns what the server calls it; `None` if
+    /// the message may pass as it is: the unnamed statement, or a name that nobody knows.
+    fn prepare_for(
+        &mut self,
+        passing: &mut Passing<'_>,
+        frame: &Frame<'_>,
+        name: &[u8],
+    ) -> Result<Option<[u8; 29]>, Turn> {
+        let session = &mut *self;
+        let server = session.server.as_mut().expect("messages are handled only with a server on loan");
+        if name.is_empty() {
+            let (number, parse) = match &session.names.unnamed {
+                Some(unnamed) => (Some(unnamed.number), &unnamed.parse[..]),
+                None => (None, &[][..]),
+            };
+            if server.unnamed == number {
+                return Ok(None);
+            }
+            passing.cut(frame.at, frame.at, server.wire.out());
+            let request = if parse.is_empty() {
+                Target::Statement(b"").close(server.wire.out()).expect(SHORT);
+                Request::Close
+            } else {
+                server.wire.out().extend_from_slice(parse);
+                Request::Parse
+            };
+            server.unnamed = number;
+            let _ = server.conversation.sent(request, Asker::Ours, Some(About::OursUnnamed.note()));
+            return Ok(None);
+        }
+        let Some(statement) = session.names.get(name) else { return Ok(None) };
+        if !server.prepared.touch(statement.number) {
+            passing.cut(frame.at, frame.at, server.wire.out());
+            hold(server, statement, session.worker.shared.max_prepared())?;
+        }
+        Ok(Some(Statement::server_name(statement.number)))
+    }
+
+    fn close(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
+        let target = Target::read(frame.body).map_err(|error| violation(error.to_string()))?;
+        self.units.begin(Danger::Harmless);
+        let Target::Statement(name) = target else { return self.ask(Request::Close, None) };
+        if self.mode == Mode::Session {
+            return self.ask(Request::Close, None);
+        }
+        if name.is_empty() {
+            self.names.unnamed = None;
+            self.loan().unnamed = None;
+            return self.ask(Request::Close, None);
+        }
+        if self.names.get(name).is_none() {
+            return self.ask(Request::Close, None); // perhaps a name given by PREPARE
+        }
+        self.names.ask(name, None);
+        let server = self.loan();
+        passing.cut(frame.at, frame.end, server.wire.out());
+        server.conversation.answer(Reply::CloseComplete, Some(About::Name(None).note())).map_err(too_much)?;
+        self.answer_due();
+        Ok(())
+    }
+
+    fn execute(&mut self, frame: &Frame<'_>) -> Result<(), Turn> {
+        let portal = frontend::Execute::read(frame.body).map_err(|error| violation(error.to_string()))?.portal;
+        let class = self.portals.get(portal);
+        self.units.begin(Danger::of(&class));
+        let note = self.effects_of(&class).note();
+        self.ask(Request::Execute, Some(note))
+    }
+
+    fn sync(&mut self) -> Result<(), Turn> {
+        self.units.begin(Danger::Harmless);
+        self.units.finish();
+        self.shield();
+        self.ask(Request::Sync, Some(About::Nothing.unit()))
+    }
+
+    /// What a prepared statement of the client is.
+    pub(super) fn class_of(&self, name: &[u8]) -> Class {
+        if name.is_empty() {
+            self.names.unnamed.as_ref().map_or_else(Class::unknown, |unnamed| unnamed.class.clone())
+        } else {
+            self.names.get(name).map_or_else(Class::unknown, |statement| statement.class.clone())
+        }
+    }
+}
+
+/// Gives a server a statement that it lacks, on our own account.
+fn hold(server: &mut Server, statement: &Statement, limit: usize) -> Result<(), Turn> {
+    if server.prepared.touch(statement.number) {
+        return Ok(());
+    }
+    make_room(server, statement.number, limit);
+    statement.write(server.wire.out());
+    let note = Some(About::Ours(statement.number).note());
+    server.conversation.sent(Request::Parse, Asker::Ours, note).map_err(too_much)
+}
+
+/// Notes that a server is being given a statement; the one used longest ago is closed if there are too many.
+fn make_room(server: &mut Server, number: u64, limit: usize) {
+    if let Some(oldest) = server.prepared.insert(number, limit) {
+        let name = Statement::server_name(oldest);
+        Target::Statement(&name).close(server.wire.out()).expect(SHORT);
+        let _ = server.conversation.sent(Request::Close, Asker::Ours, None);
+    }
+}
+
+/// The text of a Query, without its NUL.
+pub(super) fn text(body: &[u8]) -> Result<&[u8], Turn> {
+    frontend::query(body).map_err(|error| violation(error.to_string()))
+}
+
+impl Asked {
+    /// What the client's next transaction wants, by its first message and what stands behind it.
+    pub(super) fn of(session: &Session, tag: u8, body: &[u8], whole: bool, behind: &[u8]) -> Self {
+        let class = match tag {
+            b'Q' if whole => text(body).map_or_else(|_| Class::unknown(), |text| session.worker.classify(text)),
+            b'P' => frontend::Parse::read(body)
+                .map_or_else(|_| Class::unknown(), |parse| session.worker.classify(parse.text)),
+            b'B' => {
+                frontend::Bind::read(body).map_or_else(|_| Class::unknown(), |bind| session.class_of(bind.statement))
+            }
+            b'D' => match Target::read(body) {
+                Ok(Target::Statement(name)) => session.class_of(name),
+                _ => Class::unknown(),
+            },
+            _ => Class::unknown(),
+        };
+        let alone = tag == b'Q' || session.batch_only_reads(behind);
+        Self { class, alone }
+    }
+}
+
+impl Session {
+    /// Whether everything up to Sync is here, and each statement in it is one that only reads.
+    fn batch_only_reads(&self, mut input: &[u8]) -> bool {
+        while let Ok(Some(header)) = frame::header(input) {
+            if input.len() < header.length {
+                return false;
+            }
+            let body = &input[5..header.length];
+            let reads = match header.tag {
+                b'S' => return true,
+                b'P' => frontend::Parse::read(body).is_ok_and(|parse| self.worker.classify(parse.text).reads_only),
+                b'B' => frontend::Bind::read(body)
+                    .is_ok_and(|bind| bind.statement.is_empty() || self.class_of(bind.statement).reads_only),
+                b'D' | b'E' | b'C' | b'H' => true,
+                _ => false,
+            };
+            if !reads {
+                return false;
+            }
+            input = &input[header.length..];
+        }
+        false
+    }
+}

@@ -1,0 +1,81 @@
+//! What a client has asked and not been answered, in units that each end in one ReadyForQuery: for the day when the
+//! server is lost, and it must be said of each whether it can have happened.
+
+use std::collections::VecDeque;
+
+use crate::routing::{Class, Kind};
+
+/// The worst that a unit can have done when its answer is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Danger {
+    /// Nothing was executed.
+    Harmless,
+    /// Nothing that outlives it: it can be asked again.
+    Read,
+    /// A change; in autocommit it may have been committed.
+    Write,
+    /// The end of a transaction by rollback.
+    Rollback,
+    /// The end of a transaction by commit.
+    Commit,
+}
+
+impl Danger {
+    /// Of a statement.
+    pub(super) fn of(class: &Class) -> Self {
+        match class.kind {
+            Kind::Commit { .. } | Kind::PrepareTransaction | Kind::CommitPrepared | Kind::Several => Danger::Commit,
+            Kind::Rollback { .. } => Danger::Rollback,
+            Kind::Begin { .. }
+            | Kind::Savepoint
+            | Kind::Release
+            | Kind::RollbackTo
+            | Kind::Set { .. }
+            | Kind::Reset
+            | Kind::DiscardAll
+            | Kind::DeallocateAll
+            | Kind::Deallocate(_)
+            | Kind::Empty => Danger::Read,
+            _ if class.reads_only => Danger::Read,
+            _ => Danger::Write,
+        }
+    }
+}
+
+/// The units of one client.
+#[derive(Debug, Default)]
+pub(super) struct Units {
+    sent: VecDeque<Danger>,
+    /// The one that no Sync has ended yet.
+    open: Option<Danger>,
+}
+
+impl Units {
+    /// A statement was sent.
+    #[inline]
+    pub(super) fn begin(&mut self, danger: Danger) {
+        self.open = Some(self.open.map_or(danger, |open| open.max(danger)));
+    }
+
+    /// Query, FunctionCall or Sync: its ReadyForQuery is owed now.
+    #[inline]
+    pub(super) fn finish(&mut self) {
+        self.sent.push_back(self.open.take().unwrap_or(Danger::Harmless));
+    }
+
+    /// The oldest was answered, or will not be.
+    #[inline]
+    pub(super) fn settle(&mut self) {
+        self.sent.pop_front();
+    }
+
+    /// Whether one of them commits a transaction, or may.
+    pub(super) fn commits(&self) -> bool {
+        self.sent.iter().chain(&self.open).any(|danger| *danger == Danger::Commit)
+    }
+
+    /// Takes them all: those that owe a ReadyForQuery, and the open one.
+    pub(super) fn take(&mut self) -> (VecDeque<Danger>, Option<Danger>) {
+        (std::mem::take(&mut self.sent), self.open.take())
+    }
+}

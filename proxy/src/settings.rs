@@ -1,0 +1,155 @@
+//! What a session set for itself, and how it gets to the server that serves the next transaction.
+//!
+//! Two kinds. *Reported* parameters come back from PostgreSQL in ParameterStatus, so the server itself says what holds,
+//! after a rollback too. All others are *settings* that we track by the SET statements that ran.
+//! Both are shared (`Arc`) and compared by address first: in the common case nothing has to be done.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Reported parameters that a session can change, so that a server may have to be brought to the client's value.
+/// PostgreSQL manual, "Asynchronous Operations": the list of GUC_REPORT; the others only the server can change.
+const SETTABLE: [&str; 9] = [
+    "application_name",
+    "client_encoding",
+    "DateStyle",
+    "default_transaction_read_only",
+    "IntervalStyle",
+    "scram_iterations",
+    "search_path",
+    "standard_conforming_strings",
+    "TimeZone",
+];
+/// Reported parameters kept for one connection.
+const MAX_REPORTED: usize = 64;
+/// Settings tracked for one session.
+pub(crate) const MAX_SETTINGS: usize = 256;
+
+/// The parameters that a server reported, in the order of their first report.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reported(Arc<Vec<(Arc<str>, Arc<str>)>>);
+
+impl Reported {
+    /// Notes one ParameterStatus; beyond [`MAX_REPORTED`] names it is ignored.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        let values = Arc::make_mut(&mut self.0);
+        if let Some((_, held)) = values.iter_mut().find(|(known, _)| &**known == name) {
+            *held = value.into();
+        } else if values.len() < MAX_REPORTED {
+            values.push((name.into(), value.into()));
+        }
+    }
+
+    /// The value of a parameter.
+    pub(crate) fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| &**value)
+    }
+
+    /// A parameter's name as the server writes it.
+    pub(crate) fn name_of(&self, name: &str) -> Option<Arc<str>> {
+        self.0.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(known, _)| known.clone())
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(name, value)| (&**name, &**value))
+    }
+
+    /// Whether both are surely the same, by address; the fast answer.
+    #[inline]
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// What differs from `server` and can be set there: name and wanted value.
+    pub(crate) fn to_assign(&self, server: &Self) -> Vec<(&str, &str)> {
+        self.iter()
+            .filter(|(name, value)| is_settable(name) && server.get(name).is_some_and(|held| held != *value))
+            .collect()
+    }
+
+    /// What a client that believes `self` has to be told to believe `server`.
+    pub(crate) fn to_tell<'s>(&self, server: &'s Self) -> Vec<(&'s str, &'s str)> {
+        server.iter().filter(|(name, value)| self.get(name) != Some(value)).collect()
+    }
+}
+
+/// Whether PostgreSQL may report this parameter and a session may set it.
+pub(crate) fn is_settable(name: &str) -> bool {
+    SETTABLE.iter().any(|settable| settable.eq_ignore_ascii_case(name))
+}
+
+/// How a setting is made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Setting {
+    /// By `set_config` with this value (startup parameters).
+    Value(Box<str>),
+    /// By the statement that the client used.
+    Statement(Box<str>),
+}
+
+/// The settings of a session that PostgreSQL does not report, by lower-case name. Empty costs nothing.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Settings(Option<Arc<BTreeMap<Box<str>, Setting>>>);
+
+impl Settings {
+    /// Whether both are surely the same, by address.
+    #[inline]
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (None, None) => true,
+            (Some(one), Some(two)) => Arc::ptr_eq(one, two),
+            _ => false,
+        }
+    }
+
+    /// Whether both say the same.
+    pub(crate) fn equals(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+
+    /// Makes or replaces one; `false` if there are too many.
+    pub(crate) fn set(&mut self, name: &str, setting: Setting) -> bool {
+        let settings = Arc::make_mut(self.0.get_or_insert_default());
+        let name = name.to_ascii_lowercase().into_boxed_str();
+        if settings.len() >= MAX_SETTINGS && !settings.contains_key(&name) {
+            return false;
+        }
+        settings.insert(name, setting);
+        true
+    }
+
+    /// Forgets one.
+    pub(crate) fn reset(&mut self, name: &str) {
+        if let Some(settings) = &mut self.0 {
+            Arc::make_mut(settings).remove(&*name.to_ascii_lowercase());
+        }
+    }
+
+    /// Forgets all but the two that RESET ALL leaves.
+    pub(crate) fn reset_all(&mut self) {
+        if let Some(settings) = &mut self.0 {
+            Arc::make_mut(settings).retain(|name, _| matches!(&**name, "role" | "session_authorization"));
+        }
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &Setting)> {
+        self.0.iter().flat_map(|settings| settings.iter()).map(|(name, setting)| (&**name, setting))
+    }
+
+    /// The setting of this lower-case name.
+    pub(crate) fn get(&self, name: &str) -> Option<&Setting> {
+        self.0.as_ref().and_then(|settings| settings.get(name))
+    }
+
+    /// The names that `server` holds and this session does not.
+    pub(crate) fn to_reset<'s>(&self, server: &'s Self) -> Vec<&'s str> {
+        server.iter().map(|(name, _)| name).filter(|name| self.get(name).is_none()).collect()
+    }
+
+    /// What this session holds and `server` does not, or otherwise.
+    pub(crate) fn to_make(&self, server: &Self) -> Vec<(&str, &Setting)> {
+        self.iter().filter(|(name, setting)| server.get(name) != Some(setting)).collect()
+    }
+}

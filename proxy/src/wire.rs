@@ -1,0 +1,259 @@
+//! A byte stream to a client or a server, with what could not be written yet and what is not whole yet. No protocol here.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_openssl::SslStream;
+
+/// Bytes of the buffer that a worker lends for one read; a frame up to this size is handled without being copied.
+pub(crate) const SCRATCH_BYTES: usize = 64 * 1024;
+
+/// Reads of 4 KiB that are thrown away after our last words.
+const MAX_GOODBYE_READS: usize = 256;
+
+/// What carries the bytes.
+#[derive(Debug)]
+pub(crate) enum Stream {
+    /// TCP without TLS.
+    Tcp(TcpStream),
+    /// A Unix socket.
+    Unix(UnixStream),
+    /// TCP with TLS.
+    Tls(Box<SslStream<TcpStream>>),
+}
+
+impl AsyncRead for Stream {
+    #[inline]
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    #[inline]
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A stream with its two leftovers. Both are empty, and hold no memory, while the connection is idle.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    stream: Stream,
+    /// To be written as soon as the peer takes it.
+    out: BytesMut,
+    /// Received, but not yet a whole frame (or not yet wanted).
+    rest: BytesMut,
+}
+
+/// What a read brought.
+pub(crate) enum Filled {
+    /// So many bytes stand in the scratch buffer, older leftovers first.
+    Scratch(usize),
+    /// A frame larger than the scratch buffer is being put together here.
+    Large(BytesMut),
+    /// The peer will send no more.
+    End,
+}
+
+impl Wire {
+    /// Nothing is left over yet.
+    #[must_use]
+    pub(crate) fn new(stream: Stream) -> Self {
+        Self { stream, out: BytesMut::new(), rest: BytesMut::new() }
+    }
+
+    /// The stream itself: while nothing but the handshake uses it.
+    pub(crate) fn stream_mut(&mut self) -> &mut Stream {
+        &mut self.stream
+    }
+
+    /// Bytes that wait to be written.
+    #[inline]
+    pub(crate) fn backlog(&self) -> usize {
+        self.out.len()
+    }
+
+    /// The place for what is to be written after all that waits already; `poll_flush` sends it.
+    #[inline]
+    pub(crate) fn out(&mut self) -> &mut BytesMut {
+        &mut self.out
+    }
+
+    /// Writes `bytes` behind what waits: as much as the peer takes now, the rest is kept.
+    ///
+    /// # Errors
+    /// As the operating system says; the connection is then of no use.
+    #[inline]
+    pub(crate) fn send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
+        let mut sent = 0;
+        if self.out.is_empty() {
+            while sent < bytes.len() {
+                match Pin::new(&mut self.stream).poll_write(cx, &bytes[sent..]) {
+                    Poll::Ready(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
+                    Poll::Ready(Ok(n)) => sent += n,
+                    Poll::Ready(Err(error)) => return Err(error),
+                    Poll::Pending => break,
+                }
+            }
+        }
+        self.out.extend_from_slice(&bytes[sent..]);
+        Ok(())
+    }
+
+    /// Writes what waits; ready when nothing is left, and the memory is given back then.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    #[inline]
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.out.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.out.advance(written);
+            if self.out.is_empty() {
+                self.out = BytesMut::new();
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// `poll_flush` to wait for.
+    pub(crate) async fn flush(&mut self) -> io::Result<()> {
+        std::future::poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    /// Reads once. Leftovers come first in `scratch`; a leftover that fills half of it goes on growing on its own.
+    ///
+    /// # Errors
+    /// As the operating system says; a TLS peer that leaves without a word counts as an end.
+    #[inline]
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<io::Result<Filled>> {
+        if self.rest.len() >= scratch.len() / 2 {
+            return self.poll_fill_large(cx, scratch);
+        }
+        let kept = self.rest.len();
+        let mut buf = ReadBuf::new(&mut scratch[kept..]);
+        match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf)) {
+            Ok(()) if buf.filled().is_empty() => Poll::Ready(Ok(Filled::End)),
+            Ok(()) => {
+                let total = kept + buf.filled().len();
+                if kept > 0 {
+                    scratch[..kept].copy_from_slice(&self.rest);
+                    self.rest = BytesMut::new();
+                }
+                Poll::Ready(Ok(Filled::Scratch(total)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Poll::Ready(Ok(Filled::End)),
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    fn poll_fill_large(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<io::Result<Filled>> {
+        let mut buf = ReadBuf::new(scratch);
+        match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf)) {
+            Ok(()) if buf.filled().is_empty() => Poll::Ready(Ok(Filled::End)),
+            Ok(()) => {
+                self.rest.extend_from_slice(buf.filled());
+                Poll::Ready(Ok(Filled::Large(std::mem::take(&mut self.rest))))
+            }
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// Whether there is a leftover.
+    #[inline]
+    pub(crate) fn has_rest(&self) -> bool {
+        !self.rest.is_empty()
+    }
+
+    /// Takes the leftover to work on it again.
+    pub(crate) fn take_rest(&mut self) -> BytesMut {
+        std::mem::take(&mut self.rest)
+    }
+
+    /// Keeps what could not be used yet.
+    #[inline]
+    pub(crate) fn keep(&mut self, rest: &[u8]) {
+        debug_assert!(self.rest.is_empty(), "a leftover is taken before another one is kept");
+        if !rest.is_empty() {
+            self.rest.extend_from_slice(rest);
+        }
+    }
+
+    /// Keeps a large leftover without copying it.
+    pub(crate) fn keep_large(&mut self, rest: BytesMut) {
+        debug_assert!(self.rest.is_empty(), "a leftover is taken before another one is kept");
+        self.rest = rest;
+    }
+
+    /// Waits until the peer is gone, taking in what it sends meanwhile up to `limit` bytes (then nothing more is read).
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>, scratch: &mut [u8], limit: usize) -> Poll<()> {
+        while self.rest.len() < limit {
+            let room = scratch.len().min(limit - self.rest.len());
+            let mut buf = ReadBuf::new(&mut scratch[..room]);
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => self.rest.extend_from_slice(buf.filled()),
+                Ok(()) | Err(_) => return Poll::Ready(()),
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Writes what waits, says that nothing more comes, and takes in what the peer still sends, so that it is not
+    /// told of a reset before it has read our last words.
+    pub(crate) async fn say_goodbye(&mut self) {
+        if self.flush().await.is_err() || self.stream.shutdown().await.is_err() {
+            return;
+        }
+        let mut sink = [0; 4096];
+        for _ in 0..MAX_GOODBYE_READS {
+            if !matches!(self.stream.read(&mut sink).await, Ok(1..)) {
+                return;
+            }
+        }
+    }
+
+    /// Closes in the manner of TLS, where there is one; the socket itself is closed by dropping.
+    pub(crate) async fn close(&mut self) {
+        let _ = self.flush().await;
+        if let Stream::Tls(stream) = &mut self.stream {
+            let _ = stream.shutdown().await;
+        }
+    }
+
+    /// Whether bytes (or an end) have arrived that nobody asked for. Costs no system call when there are none.
+    pub(crate) fn poll_unasked(&mut self, scratch: &mut [u8]) -> Poll<io::Result<Filled>> {
+        self.poll_fill(&mut Context::from_waker(Waker::noop()), scratch)
+    }
+}

@@ -1,0 +1,97 @@
+//! One worker: a thread with a runtime of its own, its listeners, and what its sessions share without locks.
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::listener::Listeners;
+use crate::routing::{Class, Classifier, ClassifierLimits};
+use crate::session::{Card, Interned, serve_client};
+use crate::shared::Shared;
+use crate::wire::SCRATCH_BYTES;
+use crate::{housekeeping, serve::Phase};
+
+/// What the sessions of one worker share.
+pub(crate) struct Worker {
+    /// Its number, from 0.
+    pub(crate) index: usize,
+    /// What all workers share.
+    pub(crate) shared: Arc<Shared>,
+    /// The buffer that each read goes to.
+    pub(crate) scratch: RefCell<Box<[u8]>>,
+    classifier: RefCell<Classifier>,
+    interned: RefCell<Interned>,
+    cards: RefCell<Vec<Weak<Card>>>,
+    unnamed: Cell<u64>,
+}
+
+impl Worker {
+    pub(crate) fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
+        let limits = shared.limits();
+        let limits = ClassifierLimits {
+            entries: limits.statement_cache_entries,
+            bytes: limits.statement_cache_bytes.0,
+            statement_bytes: limits.max_query_bytes.0,
+        };
+        Rc::new(Self {
+            index,
+            scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),
+            classifier: RefCell::new(Classifier::new(limits)),
+            interned: RefCell::default(),
+            cards: RefCell::default(),
+            // Numbers of one worker never meet those of another, because servers may move.
+            unnamed: Cell::new((index as u64) << 48),
+            shared,
+        })
+    }
+
+    /// What a statement is.
+    #[inline]
+    pub(crate) fn classify(&self, sql: &[u8]) -> Class {
+        self.classifier.borrow_mut().classify(sql)
+    }
+
+    /// The statement with this body, shared by all clients of the worker.
+    pub(crate) fn intern(&self, body: &[u8], class: Class) -> Arc<crate::session::Statement> {
+        self.interned.borrow_mut().get(body, || self.shared.next_statement(), || class)
+    }
+
+    /// A number for an unnamed statement.
+    #[inline]
+    pub(crate) fn next_unnamed(&self) -> u64 {
+        let number = self.unnamed.get() + 1;
+        self.unnamed.set(number);
+        number
+    }
+
+    /// A session lives from now on.
+    pub(crate) fn enrol(&self, card: &Rc<Card>) {
+        self.cards.borrow_mut().push(Rc::downgrade(card));
+    }
+
+    /// The sessions that live.
+    pub(crate) fn cards(&self) -> Vec<Rc<Card>> {
+        let mut cards = self.cards.borrow_mut();
+        cards.retain(|card| card.strong_count() > 0);
+        cards.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
+/// Serves clients until the phase says stop and the last has gone.
+pub(crate) async fn work(worker: Rc<Worker>, listeners: Listeners, mut phase: watch::Receiver<Phase>) {
+    let keeper = tokio::task::spawn_local(housekeeping::keep(worker.clone(), phase.clone()));
+    loop {
+        tokio::select! {
+            biased;
+            _ = phase.wait_for(|phase| *phase != Phase::Serving) => break,
+            accepted = listeners.accept() => {
+                let (stream, peer) = accepted;
+                tokio::task::spawn_local(serve_client(worker.clone(), stream, peer));
+            }
+        }
+    }
+    drop(listeners);
+    let _ = keeper.await;
+}

@@ -1,0 +1,716 @@
+//! The world under a seeded scheduler: coordinators with delays, pauses, lost answers and lost memories; nodes that
+//! crash, freeze and lose links; clients that write all the time. Everything follows from the seed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use decision::{Action, Contact, Coordinator, Durability, Event, Millis, NodeId, Policy, View};
+
+use super::orders::node_of;
+use super::{Answer, Lie, Power, World, failure};
+
+/// A small, good generator (splitmix64).
+#[derive(Debug, Clone)]
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    pub(crate) fn roll(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// Below `n`.
+    pub(crate) fn below(&mut self, n: u64) -> u64 {
+        self.roll() % n.max(1)
+    }
+
+    pub(crate) fn percent(&mut self, chance: u64) -> bool {
+        self.below(100) < chance
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Task {
+    Tick(usize),
+    Probe(usize, NodeId),
+    Read(usize, NodeId),
+    /// `frees`: the queue whose order it answers.
+    Deliver(usize, Event, Option<Queue>),
+    Run(usize, Queue),
+    Free(usize, Queue),
+    TimeOut(u64),
+    Replicate(NodeId),
+    Ack {
+        at: NodeId,
+        from: NodeId,
+        flushed: usize,
+        incarnation: u64,
+    },
+    Promotion {
+        node: NodeId,
+        incarnation: u64,
+        done: Option<(usize, Event)>,
+    },
+    Client(usize),
+    Rogue,
+    Fault,
+    Started(NodeId, u64),
+    Rejoin,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Queue {
+    Store,
+    Node(NodeId),
+}
+
+/// One pgsteady process.
+#[derive(Debug)]
+struct Process {
+    coordinator: Coordinator,
+    /// Counts lives: what belongs to an earlier one is dropped.
+    life: u32,
+    alive: bool,
+    paused: bool,
+    inbox: VecDeque<(u64, Event, Option<Queue>)>,
+    orders: BTreeMap<Queue, VecDeque<Action>>,
+    busy: BTreeSet<Queue>,
+    cut: BTreeSet<NodeId>,
+    store_cut: bool,
+    view: Option<View>,
+}
+
+#[derive(Debug, Clone)]
+struct Wait {
+    number: u64,
+    node: NodeId,
+    incarnation: u64,
+    write: u64,
+    /// A coordinator's order (process, success, failure), or a client.
+    order: Option<(usize, Event, Option<Event>)>,
+}
+
+/// What one seed is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Plan {
+    pub(crate) nodes: u8,
+    pub(crate) k: u32,
+    pub(crate) processes: usize,
+    pub(crate) durability: Durability,
+    pub(crate) lie: Option<Lie>,
+    /// Milliseconds of faults, then of peace.
+    pub(crate) faults_until: u64,
+    pub(crate) end: u64,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) violations: Vec<String>,
+    pub(crate) promotions: u32,
+    pub(crate) acknowledged: usize,
+    pub(crate) acknowledged_in_peace: usize,
+    pub(crate) open: bool,
+    pub(crate) last_reason: String,
+    pub(crate) trace: Vec<String>,
+}
+
+pub(crate) struct Simulation {
+    plan: Plan,
+    dice: Dice,
+    now: u64,
+    sequence: u64,
+    tasks: BTreeMap<(u64, u64), (Task, u32)>,
+    world: World,
+    processes: Vec<Process>,
+    waits: Vec<Wait>,
+    in_peace: usize,
+    trace: Option<Vec<String>>,
+}
+
+pub(crate) fn policy(plan: &Plan) -> Policy {
+    Policy {
+        k: plan.k,
+        durability: plan.durability,
+        crash_restart_grace: Millis(600),
+        partition_grace: Millis(500),
+        fresh: Millis(300),
+        fence_timeout: Millis(1_200),
+        retry: Millis(100),
+        retry_max: Millis(1_000),
+        relax_after: Millis(1_000),
+        shrink_after: Millis(1_500),
+        settle: Millis(300),
+        leftover_grace: Millis(500),
+        quarantine_every: Millis(500),
+        ..Policy::default()
+    }
+}
+
+const ORDER_TIME_OUT: u64 = 400;
+
+impl Simulation {
+    pub(crate) fn run(seed: u64, plan: Plan, trace: bool) -> Outcome {
+        let mut world = World::new(plan.nodes, plan.k, false);
+        world.store.no_compare = plan.lie == Some(Lie::NoCompareAndSet);
+        let mut dice = Dice(seed);
+        dice.roll();
+        let mut simulation = Self {
+            dice,
+            now: 0,
+            sequence: 0,
+            tasks: BTreeMap::new(),
+            world,
+            processes: Vec::new(),
+            waits: Vec::new(),
+            in_peace: 0,
+            trace: trace.then(Vec::new),
+            plan,
+        };
+        simulation.begin();
+        simulation.go();
+        simulation.outcome()
+    }
+
+    fn begin(&mut self) {
+        for p in 0..self.plan.processes {
+            let record = self.world.store.record.clone();
+            let coordinator = Coordinator::new(policy(&self.plan), self.world.members(), record);
+            self.processes.push(Process {
+                coordinator,
+                life: 0,
+                alive: true,
+                paused: false,
+                inbox: VecDeque::new(),
+                orders: BTreeMap::new(),
+                busy: BTreeSet::new(),
+                cut: BTreeSet::new(),
+                store_cut: false,
+                view: None,
+            });
+            self.begin_process(p);
+            self.at(50, Task::Client(p), 0);
+        }
+        for node in self.all_nodes() {
+            self.at(5, Task::Replicate(node), 0);
+        }
+        self.at(700, Task::Fault, 0);
+        self.at(300, Task::Rogue, 0);
+        self.at(2_000, Task::Rejoin, 0);
+    }
+
+    fn begin_process(&mut self, p: usize) {
+        let life = self.processes[p].life;
+        self.at(1, Task::Tick(p), life);
+        for node in self.all_nodes() {
+            self.at(2, Task::Probe(p, node), life);
+        }
+    }
+
+    fn all_nodes(&self) -> Vec<NodeId> {
+        (0..self.plan.nodes).map(NodeId).collect()
+    }
+
+    fn at(&mut self, delay: u64, task: Task, life: u32) {
+        self.sequence += 1;
+        self.tasks.insert((self.now + delay, self.sequence), (task, life));
+    }
+
+    fn say(&mut self, line: impl FnOnce() -> String) {
+        let now = self.now;
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{now:>6} {}", line()));
+        }
+    }
+
+    fn go(&mut self) {
+        while let Some(((time, _), (task, life))) = self.tasks.pop_first() {
+            if time > self.plan.end || !self.world.violations.is_empty() {
+                return;
+            }
+            self.now = time;
+            self.perform(task, life);
+            self.check_waits();
+        }
+    }
+
+    fn in_faults(&self) -> bool {
+        self.now < self.plan.faults_until
+    }
+
+    fn perform(&mut self, task: Task, life: u32) {
+        match task {
+            Task::Tick(p) => {
+                if self.lives(p, life) {
+                    self.deliver(p, Event::Tick, None);
+                    self.at(50, Task::Tick(p), life);
+                }
+            }
+            Task::Probe(p, node) => self.probe(p, node, life),
+            Task::Read(p, node) => self.read(p, node, life),
+            Task::Deliver(p, event, frees) => {
+                if self.lives(p, life) {
+                    self.deliver(p, event, frees);
+                }
+            }
+            Task::Run(p, queue) => self.run_order(p, queue, life),
+            Task::Free(p, queue) => {
+                if self.lives(p, life) {
+                    self.free(p, queue);
+                }
+            }
+            Task::TimeOut(number) => self.time_out(number),
+            Task::Replicate(node) => self.replicate(node),
+            Task::Ack { at, from, flushed, incarnation } => {
+                if self.world.node(at).incarnation == incarnation && !self.world.is_cut(at, from) {
+                    self.world.take_ack(at, from, flushed);
+                }
+            }
+            Task::Promotion { node, incarnation, done } => self.finish_promotion(node, incarnation, done, life),
+            Task::Client(p) => self.client(p),
+            Task::Rogue => self.rogue(),
+            Task::Fault => self.fault(),
+            Task::Started(node, incarnation) => {
+                if self.world.node(node).power == Power::Starting && self.world.node(node).incarnation == incarnation {
+                    self.world.node_mut(node).restart();
+                }
+            }
+            Task::Rejoin => {
+                if self.dice.percent(60) || !self.in_faults() {
+                    self.world.rejoin_strays();
+                }
+                self.at(1_000, Task::Rejoin, 0);
+            }
+        }
+    }
+
+    fn lives(&self, p: usize, life: u32) -> bool {
+        self.processes[p].alive && self.processes[p].life == life
+    }
+
+    /// Whether the process's word reaches the node's PostgreSQL.
+    fn reaches(&self, p: usize, node: NodeId) -> bool {
+        !self.processes[p].cut.contains(&node)
+    }
+
+    fn probe(&mut self, p: usize, node: NodeId, life: u32) {
+        if self.lives(p, life) {
+            let delay = 1 + self.dice.below(4);
+            self.at(delay, Task::Read(p, node), life);
+            let next = 60 + self.dice.below(40);
+            self.at(next, Task::Probe(p, node), life);
+        }
+    }
+
+    fn read(&mut self, p: usize, node: NodeId, life: u32) {
+        if !self.lives(p, life) {
+            return;
+        }
+        let mut contact = if self.reaches(p, node) { self.world.report(node) } else { Contact::Silent };
+        if self.in_faults() && self.dice.percent(1) {
+            contact = Contact::LoginFailed("too many connections".to_owned());
+        }
+        let slow = if self.dice.percent(5) { 80 } else { 5 };
+        let delay = if contact == Contact::Silent { 40 } else { 1 + self.dice.below(slow) };
+        self.at(delay, Task::Deliver(p, Event::Probed { node, contact }, None), life);
+    }
+
+    fn deliver(&mut self, p: usize, event: Event, frees: Option<Queue>) {
+        if self.processes[p].paused {
+            self.processes[p].inbox.push_back((self.now, event, frees));
+            return;
+        }
+        let quiet = matches!(event, Event::Tick | Event::Probed { contact: Contact::Reached(_), .. });
+        if !quiet {
+            self.say(|| format!("p{p} <- {event:?}"));
+        }
+        let before = self.processes[p].coordinator.phase();
+        let actions = self.processes[p].coordinator.step(Millis(self.now), event);
+        let after = self.processes[p].coordinator.phase();
+        if before != after {
+            self.say(|| format!("p{p} {before} => {after}"));
+        }
+        if let Some(queue) = frees {
+            self.free(p, queue);
+        }
+        for action in actions {
+            self.order(p, action);
+        }
+    }
+
+    fn free(&mut self, p: usize, queue: Queue) {
+        self.processes[p].busy.remove(&queue);
+        self.start(p, queue);
+    }
+
+    fn order(&mut self, p: usize, action: Action) {
+        self.say(|| format!("p{p} -> {action:?}"));
+        let life = self.processes[p].life;
+        match action {
+            Action::Announce(view) => self.announced(p, view),
+            Action::ProbeNow { node } => self.at(1, Task::Read(p, node), life),
+            Action::Checkpoint { .. } | Action::Quarantine { .. } => {}
+            action => {
+                let queue = node_of(&action).map_or(Queue::Store, Queue::Node);
+                self.processes[p].orders.entry(queue).or_default().push_back(action);
+                self.start(p, queue);
+            }
+        }
+    }
+
+    fn announced(&mut self, p: usize, view: View) {
+        self.world.check_view(&view);
+        let before = self.processes[p].view.as_ref().map_or(0, |view| view.epoch);
+        if let (Some(primary), true) = (view.primary, view.epoch != before) {
+            self.world.check_barrier(primary);
+        }
+        if view.epoch < before {
+            self.world.violation(format!("epoch went back from {before} to {}", view.epoch));
+        }
+        let primary_before = self.processes[p].view.as_ref().and_then(|view| view.primary);
+        if view.epoch == before && view.primary.is_some() && view.primary != primary_before {
+            self.world.violation("a primary was opened without a new epoch".to_owned());
+        }
+        self.processes[p].view = Some(view);
+    }
+
+    fn start(&mut self, p: usize, queue: Queue) {
+        let process = &mut self.processes[p];
+        let waiting = process.orders.get(&queue).is_some_and(|orders| !orders.is_empty());
+        if waiting && process.busy.insert(queue) {
+            let life = process.life;
+            let delay = 1 + self.dice.below(if self.in_faults() { 25 } else { 4 });
+            self.at(delay, Task::Run(p, queue), life);
+        }
+    }
+
+    fn run_order(&mut self, p: usize, queue: Queue, life: u32) {
+        if !self.lives(p, life) {
+            return;
+        }
+        if self.processes[p].paused {
+            self.at(20, Task::Run(p, queue), life); // not begun: it happens after the pause
+            return;
+        }
+        let Some(action) = self.processes[p].orders.get_mut(&queue).and_then(VecDeque::pop_front) else { return };
+        let lost = self.in_faults() && self.dice.percent(3);
+        match queue {
+            Queue::Store => self.run_store(p, &action, lost),
+            Queue::Node(node) => self.run_on_node(p, node, &action, lost),
+        }
+    }
+
+    fn answer(&mut self, p: usize, delay: u64, event: Option<Event>, queue: Queue) {
+        let life = self.processes[p].life;
+        match event {
+            Some(event) => self.at(delay, Task::Deliver(p, event, Some(queue)), life),
+            None => self.at(delay, Task::Free(p, queue), life),
+        }
+    }
+
+    fn run_store(&mut self, p: usize, action: &Action, lost: bool) {
+        let failed = failure(action, None);
+        if self.processes[p].store_cut {
+            self.answer(p, 100, failed, Queue::Store);
+            return;
+        }
+        let event = self.world.store.execute(action);
+        if matches!(event, Event::Published { .. }) {
+            self.world.check_leader();
+        }
+        let (delay, event) = if lost { (100, failed) } else { (1 + self.dice.below(10), Some(event)) };
+        self.answer(p, delay, event, Queue::Store);
+    }
+
+    fn run_on_node(&mut self, p: usize, node: NodeId, action: &Action, lost: bool) {
+        let failed = failure(action, self.plan.lie);
+        let queue = Queue::Node(node);
+        if !self.reaches(p, node) || self.world.node(node).power != Power::Up {
+            let quick = self.world.node(node).power == Power::Down && self.reaches(p, node);
+            self.answer(p, if quick { 2 } else { ORDER_TIME_OUT }, failed, queue);
+            return;
+        }
+        let life = self.processes[p].life;
+        let incarnation = self.world.node(node).incarnation;
+        match self.world.execute(action, self.plan.lie) {
+            Answer::Now(event) => {
+                let (delay, event) = if lost { (ORDER_TIME_OUT, failed) } else { (1 + self.dice.below(5), event) };
+                self.answer(p, delay, event, queue);
+            }
+            Answer::When(write, event) => {
+                self.sequence += 1;
+                let number = self.sequence;
+                let event = if lost { failed.clone().unwrap_or(event) } else { event };
+                self.waits.push(Wait { number, node, incarnation, write, order: Some((p, event, failed)) });
+                self.at(ORDER_TIME_OUT, Task::TimeOut(number), life);
+            }
+            Answer::Promoting(event) => {
+                let delay = 5 + self.dice.below(if self.in_faults() { 300 } else { 30 });
+                let done = if lost || delay > 250 {
+                    self.answer(p, 250, failed, queue);
+                    None
+                } else {
+                    Some((p, event))
+                };
+                self.at(delay, Task::Promotion { node, incarnation, done }, life);
+            }
+        }
+    }
+
+    fn finish_promotion(&mut self, node: NodeId, incarnation: u64, done: Option<(usize, Event)>, life: u32) {
+        let postgres = self.world.node_mut(node);
+        let goes_on = postgres.incarnation == incarnation && postgres.promoting;
+        if goes_on && postgres.power == Power::Up {
+            postgres.promote();
+            self.world.promotions += 1;
+            self.say(|| format!("{node} promoted"));
+        } else if goes_on {
+            self.at(100, Task::Promotion { node, incarnation, done: None }, life); // frozen: goes on when thawed
+        }
+        let Some((p, event)) = done else { return };
+        let Event::Promoted { term, .. } = event else { return };
+        let success = goes_on && self.world.node(node).power == Power::Up;
+        let event = if success { event } else { Event::PromoteFailed { node, term, why: "it went away".to_owned() } };
+        if self.lives(p, life) {
+            self.deliver(p, event, Some(Queue::Node(node)));
+        }
+    }
+
+    fn check_waits(&mut self) {
+        let mut left = Vec::new();
+        for wait in std::mem::take(&mut self.waits) {
+            let postgres = self.world.node(wait.node);
+            if postgres.incarnation != wait.incarnation || postgres.power == Power::Down {
+                if let Some((p, _, failed)) = wait.order {
+                    self.answer(p, 1, failed, Queue::Node(wait.node));
+                }
+                continue;
+            }
+            if postgres.power != Power::Up || self.world.is_safe(wait.node, wait.write) != Some(true) {
+                left.push(wait);
+                continue;
+            }
+            match wait.order {
+                Some((p, event, _)) => self.answer(p, 1, Some(event), Queue::Node(wait.node)),
+                None => {
+                    self.world.acknowledge(wait.node, wait.write);
+                    self.in_peace += usize::from(self.now > self.plan.faults_until);
+                }
+            }
+        }
+        self.waits.append(&mut left);
+    }
+
+    /// The driver gives up; PostgreSQL goes on waiting. Answers belong to the life that ordered.
+    fn time_out(&mut self, number: u64) {
+        let Some(at) = self.waits.iter().position(|wait| wait.number == number) else { return };
+        let wait = self.waits.remove(at);
+        if let Some((p, _, failed)) = wait.order {
+            self.answer(p, 1, failed, Queue::Node(wait.node));
+        }
+    }
+
+    fn replicate(&mut self, node: NodeId) {
+        let most = 1 + self.dice.below(4) as usize;
+        let skip = self.in_faults() && self.dice.percent(20);
+        if let Some((at, flushed)) = (!skip).then(|| self.world.replicate(node, most)).flatten() {
+            let incarnation = self.world.node(at).incarnation;
+            let delay = 1 + self.dice.below(30);
+            self.at(delay, Task::Ack { at, from: node, flushed, incarnation }, 0);
+        }
+        let next = 5 + self.dice.below(15);
+        self.at(next, Task::Replicate(node), 0);
+    }
+
+    fn client(&mut self, p: usize) {
+        let next = 20 + self.dice.below(60);
+        self.at(next, Task::Client(p), 0);
+        let process = &self.processes[p];
+        let primary = process.view.as_ref().and_then(|view| view.primary);
+        let Some(primary) = primary.filter(|_| process.alive && !process.paused) else { return };
+        if self.reaches(p, primary) {
+            self.write(primary);
+        }
+    }
+
+    /// A session that was opened earlier goes on with the node it knows.
+    fn rogue(&mut self) {
+        let node = NodeId(self.dice.below(u64::from(self.plan.nodes)) as u8);
+        let row = self.world.node(node).row();
+        if row.is_some_and(|row| self.world.store.published.contains(&(row.term, node))) {
+            self.write(node);
+        }
+        let next = 50 + self.dice.below(200);
+        self.at(next, Task::Rogue, 0);
+    }
+
+    fn write(&mut self, node: NodeId) {
+        let postgres = self.world.node(node);
+        if postgres.power != Power::Up || postgres.recovery {
+            return;
+        }
+        let incarnation = postgres.incarnation;
+        let write = self.world.write(node, None);
+        self.waits.push(Wait { number: 0, node, incarnation, write, order: None });
+    }
+
+    fn fault(&mut self) {
+        if !self.in_faults() {
+            self.heal();
+            return;
+        }
+        let next = 100 + self.dice.below(1_500);
+        self.at(next, Task::Fault, 0);
+        let leader = self.world.store.leader().unwrap_or(NodeId(0));
+        let any = NodeId(self.dice.below(u64::from(self.plan.nodes)) as u8);
+        let node = if self.dice.percent(50) { leader } else { any };
+        let p = self.dice.below(self.plan.processes as u64) as usize;
+        let kind = self.dice.below(20);
+        self.say(|| format!("fault {kind} on {node} p{p}"));
+        self.fault_on_node(kind, node);
+        self.fault_on_process(kind, p, node);
+    }
+
+    fn fault_on_node(&mut self, kind: u64, node: NodeId) {
+        let other = NodeId(self.dice.below(u64::from(self.plan.nodes)) as u8);
+        let power = self.world.node(node).power;
+        match kind {
+            0..=3 if power != Power::Down => {
+                self.world.node_mut(node).crash();
+                for p in 0..self.plan.processes {
+                    self.tell_lost(p, node);
+                }
+            }
+            4..=6 => self.start_down_nodes(),
+            7 if power == Power::Up => {
+                // One backend was killed: everything restarts in place.
+                self.world.node_mut(node).crash();
+                let postgres = self.world.node_mut(node);
+                postgres.power = Power::Starting;
+                let incarnation = postgres.incarnation;
+                let delay = 50 + self.dice.below(900);
+                self.at(delay, Task::Started(node, incarnation), 0);
+                for p in 0..self.plan.processes {
+                    self.tell_lost(p, node);
+                }
+            }
+            8 if power == Power::Up => self.world.node_mut(node).power = Power::Frozen,
+            9 => self.thaw(),
+            10 if node != other => {
+                self.world.cut.insert((node.0.min(other.0), node.0.max(other.0)));
+            }
+            11 => self.world.cut.clear(),
+            12 => {
+                let postgres = self.world.node_mut(node);
+                postgres.paused = postgres.recovery;
+                postgres.stuck = postgres.recovery;
+            }
+            13 => self.unstick(),
+            _ => {}
+        }
+    }
+
+    fn tell_lost(&mut self, p: usize, node: NodeId) {
+        if self.reaches(p, node) && self.dice.percent(80) {
+            let life = self.processes[p].life;
+            self.at(3, Task::Deliver(p, Event::ConnectionLost { node, own: true }, None), life);
+        }
+    }
+
+    fn fault_on_process(&mut self, kind: u64, p: usize, node: NodeId) {
+        match kind {
+            14 => {
+                self.processes[p].cut.insert(node);
+            }
+            15 => self.processes[p].cut.clear(),
+            16 => self.processes[p].store_cut = !self.processes[p].store_cut,
+            17 => self.restart_process(p),
+            18 => self.processes[p].paused = true,
+            19 => self.resume(p),
+            _ => {}
+        }
+    }
+
+    fn start_down_nodes(&mut self) {
+        for node in self.all_nodes() {
+            if self.world.node(node).power == Power::Down {
+                self.world.node_mut(node).restart();
+            }
+        }
+    }
+
+    fn thaw(&mut self) {
+        for node in self.all_nodes() {
+            if self.world.node(node).power == Power::Frozen {
+                self.world.node_mut(node).power = Power::Up;
+            }
+        }
+    }
+
+    fn unstick(&mut self) {
+        for node in self.all_nodes() {
+            let postgres = self.world.node_mut(node);
+            (postgres.paused, postgres.stuck) = (false, false);
+        }
+    }
+
+    fn resume(&mut self, p: usize) {
+        self.processes[p].paused = false;
+        for (came, mut event, frees) in std::mem::take(&mut self.processes[p].inbox) {
+            if let (true, Event::Probed { contact, .. }) = (self.now - came > 100, &mut event) {
+                *contact = Contact::Silent; // the probe's own time-out has passed
+            }
+            self.deliver(p, event, frees);
+        }
+    }
+
+    /// It forgets everything but the store. Orders that had begun may still have happened.
+    fn restart_process(&mut self, p: usize) {
+        let record = self.world.store.record.clone();
+        let process = &mut self.processes[p];
+        process.life += 1;
+        process.paused = false;
+        process.inbox.clear();
+        process.orders.clear();
+        process.busy.clear();
+        process.view = None;
+        process.coordinator = Coordinator::new(policy(&self.plan), self.world.members(), record);
+        self.waits.retain(|wait| wait.order.as_ref().is_none_or(|(of, ..)| *of != p));
+        self.begin_process(p);
+    }
+
+    fn heal(&mut self) {
+        self.say(|| "peace".to_owned());
+        self.thaw();
+        self.start_down_nodes();
+        self.unstick();
+        self.world.cut.clear();
+        for p in 0..self.plan.processes {
+            self.processes[p].cut.clear();
+            self.processes[p].store_cut = false;
+            self.resume(p);
+        }
+    }
+
+    fn outcome(self) -> Outcome {
+        let leader = self.world.store.leader();
+        let open =
+            self.processes.iter().any(|p| p.view.as_ref().is_some_and(|v| v.primary.is_some() && v.primary == leader));
+        let reasons: Vec<_> = self
+            .processes
+            .iter()
+            .filter_map(|p| Some(format!("{}: {}", p.coordinator.phase(), p.view.as_ref()?.reason.as_ref()?)))
+            .collect();
+        Outcome {
+            violations: self.world.violations,
+            promotions: self.world.promotions,
+            acknowledged: self.world.acknowledged.len(),
+            acknowledged_in_peace: self.in_peace,
+            open,
+            last_reason: reasons.join(" | "),
+            trace: self.trace.unwrap_or_default(),
+        }
+    }
+}
