@@ -245,7 +245,7 @@ const PIECES: [&str; 40] = [
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 20_000, ..ProptestConfig::default() })]
 
     /// Whatever is proven to read only is, by the grammar, made of queries alone, without INTO, locks, or calls of what is not
     /// known; and a text of several statements is never taken for one.

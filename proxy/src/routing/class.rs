@@ -1,5 +1,6 @@
 //! What is known of a statement from its text alone. Made by the classifier; kept with a prepared statement.
 
+use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -180,6 +181,22 @@ impl Class {
         let effects: usize = self.effects.iter().map(Effect::weight).sum();
         let parts: usize = self.parts.iter().map(Class::weight).sum();
         size_of::<Self>() + name + effects + parts
+    }
+}
+
+impl fmt::Display for PinReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Temporary => "temporary object",
+            Self::CursorWithHold => "cursor WITH HOLD",
+            Self::Listen => "LISTEN",
+            Self::AdvisoryLock => "session-level advisory lock",
+            Self::Prepare => "PREPARE",
+            Self::Load => "LOAD",
+            Self::SetConfig => "set_config",
+            Self::SessionFunction => "function with session state",
+            Self::Unread => "statement that could not be read",
+        })
     }
 }
 

@@ -11,8 +11,8 @@ use super::{Class, Effect, Kind, PinReason};
 /// allows, and its tree is read to 100 levels; this keeps hostile texts from being tried at all.
 pub const MAX_NESTING: usize = 100;
 
-/// Bytes of a text that the grammar is asked to read; it takes about 0.1 µs a byte, and the other clients of the worker wait.
-pub const MAX_GRAMMAR_BYTES: usize = 32 * 1024;
+/// Bytes of a text that the grammar is asked to read; it takes 0.1 to 0.5 µs a byte, and the other clients of the worker wait.
+pub const MAX_GRAMMAR_BYTES: usize = 16 * 1024;
 
 /// What a classifier may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

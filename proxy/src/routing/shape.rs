@@ -135,6 +135,7 @@ impl<'s> Pass<'s, '_> {
         if self.empty {
             self.empty = false;
             self.shape.statements += 1;
+            self.shape.reads_only &= self.shape.statements == 1;
         }
         self.before = match token {
             Token::Word(word) => self.word(word),
@@ -165,14 +166,14 @@ impl<'s> Pass<'s, '_> {
             self.shape.words[place] = word;
         }
         self.shape.session.note(word);
-        self.shape.reads_only &= !may_write(word);
+        self.shape.reads_only = self.shape.reads_only && !may_write(word);
         Before::Word { word, qualified: matches!(self.before, Before::Dot) }
     }
 
     fn symbol(&mut self, symbol: u8) -> Before<'s> {
         match symbol {
             b'(' => {
-                self.shape.reads_only &= self.may_open();
+                self.shape.reads_only = self.shape.reads_only && self.may_open();
                 self.deeper();
             }
             b'[' => self.deeper(),
