@@ -280,7 +280,7 @@ fn only_reads(parsed: &pg_query::ParseResult) -> bool {
         "MergeStmt",
         "LockingClause",
         "into_clause: Some",
-        "\"pg_stat_activity\"",
+        "relname: \"pg_stat_activity\"",
     ];
     let calls = ["\"nextval\"", "\"f\"", "\"my\""];
     let is_call = |name: &str| {
