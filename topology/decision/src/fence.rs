@@ -109,22 +109,20 @@ pub(crate) enum Short {
         /// Needed.
         need: usize,
     },
-    /// Enough, but the one furthest on is known only from an earlier term and cannot be promoted now.
+    /// The node that was chosen before goes further than those that are fenced now.
     BestIsAway(NodeId),
     /// A fenced node shows a greater term than the store has ever given out.
     FromTheFuture(NodeId, Term),
 }
 
-/// Proof: enough standbys of `rule` are fenced and drained; among `fresh` is one that holds every commit acknowledged
-/// under it.
+/// Proof: among the standbys fenced and drained under this term is one that holds every commit acknowledged under `rule`.
+///
+/// Either enough of them are fenced, or an intent stands and one of them is as far as the node that was chosen then: the
+/// choice was proven, and no fence is undone while an intent stands, so nothing was acknowledged since.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Fenced {
     term: Term,
-    rule: Rule,
-    /// Fenced under this term.
-    fresh: BTreeMap<NodeId, Drained>,
-    /// Fenced under an earlier term of the same unbroken chain of claims, and not undone since.
-    carried: BTreeMap<NodeId, Drained>,
+    fenced: BTreeMap<NodeId, Drained>,
 }
 
 impl Fenced {
@@ -134,51 +132,41 @@ impl Fenced {
         rule: &Rule,
         term: Term,
         drained: &BTreeMap<NodeId, Drained>,
-        carried: Option<&Carried>,
+        standing: Option<&Intent>,
     ) -> Result<Self, Short> {
         let need = rule.fences_needed().ok_or(Short::Nobody)?;
-        let of_rule = |(node, d): (&NodeId, &Drained)| rule.cohort.contains(*node).then_some((*node, *d));
-        let fresh: BTreeMap<_, _> = drained.iter().filter_map(of_rule).filter(|(_, d)| d.term == term).collect();
-        let carried: BTreeMap<_, _> = carried
-            .filter(|c| c.term == term && c.rule == *rule)
-            .map(|c| c.nodes.iter().filter_map(of_rule).filter(|(n, _)| !fresh.contains_key(n)).collect())
-            .unwrap_or_default();
-        let have = fresh.len() + carried.len();
-        if have < need {
-            return Err(Short::Of { have, need });
+        let counts = |(node, d): &(NodeId, Drained)| rule.cohort.contains(*node) && d.term == term;
+        let fenced: BTreeMap<_, _> = drained.iter().map(|(n, d)| (*n, *d)).filter(counts).collect();
+        let row_of = |(node, d): (&NodeId, &Drained)| Some((*node, d.position.row?.term));
+        if let Some((node, row)) = fenced.iter().filter_map(row_of).find(|(_, row)| *row > term) {
+            return Err(Short::FromTheFuture(node, row));
         }
-        let proof = Self { term, rule: *rule, fresh, carried };
-        proof.check_ranks()?;
-        Ok(proof)
-    }
-
-    fn check_ranks(&self) -> Result<(), Short> {
-        let all = || self.fresh.iter().chain(&self.carried);
-        if let Some((node, row)) =
-            all().filter_map(|(n, d)| Some((*n, d.position.row?))).find(|(_, r)| r.term > self.term)
-        {
-            return Err(Short::FromTheFuture(node, row.term));
-        }
-        let best_fresh = self.fresh.values().map(|d| d.position.rank()).max();
-        match self.carried.iter().max_by_key(|(_, d)| d.position.rank()) {
-            Some((away, d)) if Some(d.position.rank()) > best_fresh => Err(Short::BestIsAway(*away)),
-            _ => Ok(()),
+        let as_far = |d: &Drained, intent: &Intent| {
+            let (row, lsn) = d.position.rank();
+            (row.unwrap_or_default(), lsn) >= (intent.origin.term, intent.origin.lsn)
+        };
+        let proven_before = standing.is_some_and(|intent| fenced.values().any(|d| as_far(d, intent)));
+        let have = fenced.len();
+        match standing {
+            _ if have >= need || proven_before => Ok(Self { term, fenced }),
+            Some(intent) if have > 0 => Err(Short::BestIsAway(intent.node)),
+            _ => Err(Short::Of { have, need }),
         }
     }
 
     /// Those that hold every acknowledged commit: the ones of the highest rank.
     pub(crate) fn best(&self) -> NodeSet {
-        let best = self.fresh.values().map(|d| d.position.rank()).max();
-        self.fresh.iter().filter(|(_, d)| Some(d.position.rank()) == best).map(|(n, _)| *n).collect()
+        let best = self.fenced.values().map(|d| d.position.rank()).max();
+        self.fenced.iter().filter(|(_, d)| Some(d.position.rank()) == best).map(|(n, _)| *n).collect()
     }
 
-    /// Those fenced under this very term whose WAL is a prefix of this node's.
+    /// Those fenced whose WAL is a prefix of this node's.
     pub(crate) fn prefixes_of(&self, node: NodeId) -> NodeSet {
-        let Some(of) = self.fresh.get(&node).map(|d| d.position) else { return NodeSet::EMPTY };
+        let Some(of) = self.fenced.get(&node).map(|d| d.position) else { return NodeSet::EMPTY };
         let holds = |p: &Position| {
             p.timeline == of.timeline && p.lsn <= of.lsn && p.row.map(|r| r.term) == of.row.map(|r| r.term)
         };
-        self.fresh.iter().filter(|(n, d)| **n != node && holds(&d.position)).map(|(n, _)| *n).collect()
+        self.fenced.iter().filter(|(n, d)| **n != node && holds(&d.position)).map(|(n, _)| *n).collect()
     }
 
     /// What the store has to hold before [`Fenced::promotion`] is ordered; `None` if this node is not of the best.
@@ -186,7 +174,7 @@ impl Fenced {
         if !self.best().contains(node) {
             return None;
         }
-        let position = self.fresh.get(&node)?.position;
+        let position = self.fenced.get(&node)?.position;
         let term = position.row.map(|row| row.term).unwrap_or_default();
         let origin = Origin { term, timeline: position.timeline, lsn: position.lsn };
         Some(Intent { node, term: self.term, cohort, k, origin })
@@ -198,36 +186,8 @@ impl Fenced {
             return None;
         }
         let rule = Rule { term: self.term, leader: durable.node, cohort: durable.cohort, k: durable.k };
-        let parent_row = self.fresh.get(&durable.node)?.position.row.map(|row| row.term);
+        let parent_row = self.fenced.get(&durable.node)?.position.row.map(|row| row.term);
         Some(Promotion { node: durable.node, rule, parent_row })
-    }
-
-    /// What of it still counts under the next term.
-    pub(crate) fn carry(&self) -> Carried {
-        let nodes = self.carried.iter().chain(&self.fresh).map(|(n, d)| (*n, *d)).collect();
-        Carried { term: self.term, rule: self.rule, nodes }
-    }
-}
-
-/// Fences of an earlier term that were never undone: they go on counting against the old primary, though their nodes
-/// cannot be promoted on this evidence.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Carried {
-    term: Term,
-    rule: Rule,
-    nodes: BTreeMap<NodeId, Drained>,
-}
-
-impl Carried {
-    /// After a claim `from` → `to` that left `rule` in force. `None` if somebody else's claim or rule came between: they
-    /// may have undone fences.
-    pub(crate) fn renewed(self, from: Term, to: Term, rule: Option<&Rule>) -> Option<Self> {
-        (self.term == from && rule == Some(&self.rule)).then_some(Self { term: to, ..self })
-    }
-
-    /// Who.
-    pub(crate) fn nodes(&self) -> NodeSet {
-        self.nodes.keys().copied().collect()
     }
 }
 

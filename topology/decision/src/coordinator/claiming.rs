@@ -11,14 +11,13 @@ use crate::node::Term;
 /// The claim is under way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Claiming {
-    from: Term,
     to: Term,
 }
 
 impl Claiming {
     pub(crate) fn enter(picture: &mut Picture) -> Phase {
-        let (from, to) = picture.claim();
-        Phase::Claiming(Self { from, to })
+        let to = picture.claim();
+        Phase::Claiming(Self { to })
     }
 
     pub(crate) fn on(self, picture: &mut Picture, event: &Event) -> Phase {
@@ -38,9 +37,7 @@ impl Claiming {
     }
 
     fn claimed(self, picture: &mut Picture) -> Phase {
-        let rule = picture.rule();
-        picture.carried = picture.carried.take().and_then(|c| c.renewed(self.from, self.to, rule.as_ref()));
-        let Some(rule) = rule else { return Suspecting::enter(picture) };
+        let Some(rule) = picture.rule() else { return Suspecting::enter(picture) };
         match promoted(picture) {
             Some((_, intent)) => Committing::finish(picture, self.to, &intent),
             None => Fencing::enter(picture, self.to, &rule),

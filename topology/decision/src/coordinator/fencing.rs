@@ -60,7 +60,7 @@ impl Fencing {
         if let Some((_, intent)) = promoted(picture) {
             return Committing::finish(picture, self.term, &intent);
         }
-        match Fenced::prove(&self.rule, self.term, &self.drained, picture.carried.as_ref()) {
+        match Fenced::prove(&self.rule, self.term, &self.drained, picture.record.intent.as_ref()) {
             Ok(proof) => Intending::enter(picture, proof),
             Err(Short::FromTheFuture(node, term)) => {
                 picture.obstacle = Some(reason::from_the_future(&picture.cluster, node, term));
@@ -71,7 +71,7 @@ impl Fencing {
     }
 
     fn go_on(mut self: Box<Self>, picture: &mut Picture, short: Short) -> Phase {
-        let back = health::of_leader(picture, &self.rule) == Health::Well && !self.only_forward(picture);
+        let back = health::of_leader(picture, &self.rule) == Health::Well && !only_forward(picture);
         if back || picture.now >= self.deadline {
             picture.obstacle = Some(reason::short_of_fences(&picture.cluster, &self.rule, short, &self.obstacles));
             return self.give_up(picture);
@@ -80,14 +80,9 @@ impl Fencing {
         Phase::Fencing(self)
     }
 
-    /// A promotion may have been ordered: undoing a fence could let the old primary acknowledge beside it.
-    fn only_forward(&self, picture: &Picture) -> bool {
-        picture.record.intent.is_some() || picture.carried.is_some()
-    }
-
     fn give_up(&self, picture: &mut Picture) -> Phase {
         picture.back_off();
-        if self.only_forward(picture) {
+        if only_forward(picture) {
             return Suspecting::enter(picture);
         }
         let fences = self.rule.cohort.iter().map(|node| (node, self.term)).collect();
@@ -164,4 +159,10 @@ impl Fencing {
         let short = self.rule.fences_needed().map_or(Short::Nobody, |need| Short::Of { have, need });
         reason::short_of_fences(&picture.cluster, &self.rule, short, &self.obstacles)
     }
+}
+
+/// A promotion may have been ordered: undoing a fence could let the old primary acknowledge beside it, and would take
+/// away the ground on which the intent is a proof.
+fn only_forward(picture: &Picture) -> bool {
+    picture.record.intent.is_some()
 }

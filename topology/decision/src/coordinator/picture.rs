@@ -3,7 +3,6 @@
 use super::health;
 use crate::action::Action;
 use crate::event::Event;
-use crate::fence::Carried;
 use crate::node::{Contact, Millis, NodeId, NodeSet, Report, Term, TermRow};
 use crate::policy::{Cluster, Policy};
 use crate::reason::Reason;
@@ -117,8 +116,6 @@ pub(crate) struct Picture {
     claiming: Option<Term>,
     /// Since when the record's claim is what it is.
     claimed_since: Millis,
-    /// Fences that go on counting (see [`Carried`]).
-    pub(crate) carried: Option<Carried>,
     pub(crate) epoch: u64,
     /// The primary as last opened: node, term, incarnation.
     pub(crate) opened: Option<(NodeId, Term, u64)>,
@@ -148,7 +145,6 @@ impl Picture {
             owned: None,
             claiming: None,
             claimed_since: Millis(0),
-            carried: None,
             epoch: 0,
             opened: None,
             next_xid: None,
@@ -244,9 +240,6 @@ impl Picture {
         // A write without an answer is settled only by a revision that it cannot have any more, or has.
         self.writing.take_if(|writing| record.revision >= writing.revision);
         if record.revision >= self.record.revision {
-            if record.rule != self.record.rule {
-                self.carried = None;
-            }
             if record.rule.map(|rule| rule.leader) != self.record.rule.map(|rule| rule.leader) {
                 for seen in &mut self.seen {
                     (seen.streaming_since, seen.absent_since, seen.contradictions) = (None, None, 0);
@@ -290,11 +283,11 @@ impl Picture {
     }
 
     /// Orders the next claim.
-    pub(crate) fn claim(&mut self) -> (Term, Term) {
+    pub(crate) fn claim(&mut self) -> Term {
         let (from, to) = (self.record.claimed, self.record.claimed.next());
         self.claiming = Some(to);
         self.order(Action::ClaimTerm { from, to });
-        (from, to)
+        to
     }
 
     /// The claim under which nodes may be changed in the steady state; asks for one if the last is somebody else's. They

@@ -26,7 +26,6 @@ impl Intending {
         let Some((old, node)) = old.zip(node) else { return Suspecting::enter(picture) };
         let (cohort, k) = candidate::new_rule(&proof, node, &old, &picture.policy);
         let Some(intent) = proof.intent(node, cohort, k) else { return Suspecting::enter(picture) };
-        picture.carried = Some(proof.carry());
         let record = Record { intent: Some(intent), ..picture.record.successor() };
         picture.publish(record);
         Phase::Intending(Box::new(Self { proof, intent }))

@@ -8,11 +8,10 @@ use crate::record::{Origin, Rule};
 /// Tells standbys to follow the leader of `rule` whose history is a prefix of its own, and those of `proven`.
 pub(crate) fn repoint(picture: &mut Picture, rule: &Rule, origin: Option<&Origin>, proven: NodeSet) {
     let leader_timeline = picture.reached(rule.leader).map(|report| report.timeline);
-    let leads = |upstream: NodeId| picture.reached(upstream).is_none_or(|report| !report.in_recovery);
     let may = |node: NodeId, report: &Report| {
         node != rule.leader
             && report.in_recovery
-            && astray(report, rule, &leads)
+            && astray(report, rule)
             && (proven.contains(node) || is_prefix(report, rule, origin, leader_timeline == Some(report.timeline)))
     };
     for node in picture.nodes_where(may).iter() {
@@ -25,12 +24,13 @@ pub(crate) fn repoint(picture: &mut Picture, rule: &Rule, origin: Option<&Origin
     }
 }
 
-/// Fenced under this rule's term or an earlier one, or pointing at a node that does not lead. An empty
-/// `primary_conninfo` without a marker is somebody's wish; a marker of a greater term is somebody's work.
-fn astray(report: &Report, rule: &Rule, not_standby: &impl Fn(NodeId) -> bool) -> bool {
+/// Fenced under this rule's term or an earlier one, or pointing at another configured node: all of them follow the
+/// primary itself, for only then do their flushes count. An empty `primary_conninfo` without a marker is somebody's
+/// wish; a marker of a greater term is somebody's work.
+fn astray(report: &Report, rule: &Rule) -> bool {
     match (report.marker, report.upstream) {
         (Some(marker), _) => marker <= rule.term,
-        (None, Upstream::Node(node)) => node != rule.leader && not_standby(node),
+        (None, Upstream::Node(node)) => node != rule.leader,
         (None, Upstream::Empty | Upstream::Elsewhere) => false,
     }
 }

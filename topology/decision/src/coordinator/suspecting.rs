@@ -71,16 +71,17 @@ pub(crate) fn ask_store(picture: &mut Picture) {
     }
 }
 
-/// Whether an attempt has a chance: a promoted node to finish, or enough standbys to fence.
+/// Whether an attempt has a chance: a promoted node to finish, one that may be as far as a choice made before, or enough
+/// standbys to fence.
 fn can_act(picture: &Picture, rule: &Rule) -> bool {
-    promoted(picture).is_some() || rule.fences_needed().is_some_and(|need| within_reach(picture, rule).len() >= need)
+    let reachable = within_reach(picture, rule).len();
+    let enough = rule.fences_needed().is_some_and(|need| reachable >= need);
+    enough || promoted(picture).is_some() || (picture.record.intent.is_some() && reachable > 0)
 }
 
-/// Standbys of the rule that answer or were fenced before.
+/// Standbys of the rule that answer.
 pub(crate) fn within_reach(picture: &Picture, rule: &Rule) -> NodeSet {
-    let answering = picture.nodes_where(|_, report| report.in_recovery);
-    let carried = picture.carried.as_ref().map_or(NodeSet::EMPTY, |carried| carried.nodes());
-    answering.union(carried).intersection(rule.cohort)
+    picture.nodes_where(|_, report| report.in_recovery).intersection(rule.cohort)
 }
 
 /// The node of the intent, if it was promoted under it: it holds every acknowledged commit, for no fence is undone while

@@ -97,6 +97,12 @@ impl World {
         Some(postgres.is_acknowledged(at))
     }
 
+    /// The same for a write whose place in the WAL (counted from 1) is known.
+    pub(crate) fn is_safe_at(&self, node: NodeId, id: u64, at: usize) -> bool {
+        let postgres = self.node(node);
+        postgres.wal.get(at - 1).is_some_and(|entry| entry.id == id) && postgres.is_acknowledged(at)
+    }
+
     /// A client or coordinator was told that this write is safe: from now on it must be on the recorded leader, always.
     pub(crate) fn acknowledge(&mut self, node: NodeId, id: u64) {
         self.acknowledged.insert(id);

@@ -8,6 +8,9 @@ use decision::{Action, Contact, Coordinator, Durability, Event, Millis, NodeId, 
 use super::orders::node_of;
 use super::{Answer, Lie, Power, World, failure};
 
+mod faults;
+pub(crate) mod script;
+
 /// A small, good generator (splitmix64).
 #[derive(Debug, Clone)]
 pub(crate) struct Dice(pub(crate) u64);
@@ -88,6 +91,8 @@ struct Wait {
     node: NodeId,
     incarnation: u64,
     write: u64,
+    /// Where it is in that node's WAL.
+    at: usize,
     /// A coordinator's order (process, success, failure), or a client.
     order: Option<(usize, Event, Option<Event>)>,
 }
@@ -128,6 +133,11 @@ pub(crate) struct Simulation {
     waits: Vec<Wait>,
     in_peace: usize,
     trace: Option<Vec<String>>,
+    /// Orders that a scenario wants to fail: name, node, whether they are carried out all the same.
+    sabotage: Vec<(String, NodeId, bool)>,
+    /// Every order given, by name and node.
+    ordered: Vec<(String, Option<NodeId>)>,
+    policy: Policy,
 }
 
 pub(crate) fn policy(plan: &Plan) -> Policy {
@@ -149,6 +159,12 @@ pub(crate) fn policy(plan: &Plan) -> Policy {
     }
 }
 
+/// The first word of an order, in small letters: "fence", "writeterm".
+fn name_of(action: &Action) -> String {
+    let text = format!("{action:?}");
+    text.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_lowercase()
+}
+
 const ORDER_TIME_OUT: u64 = 400;
 
 impl Simulation {
@@ -167,9 +183,15 @@ impl Simulation {
             waits: Vec::new(),
             in_peace: 0,
             trace: trace.then(Vec::new),
+            sabotage: Vec::new(),
+            ordered: Vec::new(),
+            policy: policy(&plan),
             plan,
         };
         simulation.begin();
+        simulation.at(700, Task::Fault, 0);
+        simulation.at(300, Task::Rogue, 0);
+        simulation.at(2_000, Task::Rejoin, 0);
         simulation.go();
         simulation.outcome()
     }
@@ -177,7 +199,7 @@ impl Simulation {
     fn begin(&mut self) {
         for p in 0..self.plan.processes {
             let record = self.world.store.record.clone();
-            let coordinator = Coordinator::new(policy(&self.plan), self.world.members(), record);
+            let coordinator = Coordinator::new(self.policy.clone(), self.world.members(), record);
             self.processes.push(Process {
                 coordinator,
                 life: 0,
@@ -196,9 +218,6 @@ impl Simulation {
         for node in self.all_nodes() {
             self.at(5, Task::Replicate(node), 0);
         }
-        self.at(700, Task::Fault, 0);
-        self.at(300, Task::Rogue, 0);
-        self.at(2_000, Task::Rejoin, 0);
     }
 
     fn begin_process(&mut self, p: usize) {
@@ -348,6 +367,7 @@ impl Simulation {
     fn order(&mut self, p: usize, action: Action) {
         self.say(|| format!("p{p} -> {action:?}"));
         let life = self.processes[p].life;
+        self.ordered.push((name_of(&action), node_of(&action)));
         match action {
             Action::Announce(view) => self.announced(p, view),
             Action::ProbeNow { node } => self.at(1, Task::Read(p, node), life),
@@ -361,7 +381,9 @@ impl Simulation {
     }
 
     fn announced(&mut self, p: usize, view: View) {
-        self.world.check_view(&view);
+        if self.policy.managed == decision::Managed::Pgsteady {
+            self.world.check_view(&view);
+        }
         let before = self.processes[p].view.as_ref().map_or(0, |view| view.epoch);
         if let (Some(primary), true) = (view.primary, view.epoch != before) {
             self.world.check_barrier(primary);
@@ -396,10 +418,24 @@ impl Simulation {
         }
         let Some(action) = self.processes[p].orders.get_mut(&queue).and_then(VecDeque::pop_front) else { return };
         let lost = self.in_faults() && self.dice.percent(3);
+        if let Some(carried_out) = self.sabotaged(&action) {
+            if carried_out {
+                self.world.execute(&action, None);
+            }
+            self.answer(p, ORDER_TIME_OUT, failure(&action, None), queue);
+            return;
+        }
         match queue {
             Queue::Store => self.run_store(p, &action, lost),
             Queue::Node(node) => self.run_on_node(p, node, &action, lost),
         }
+    }
+
+    fn sabotaged(&mut self, action: &Action) -> Option<bool> {
+        let node = node_of(action)?;
+        let name = name_of(action);
+        let at = self.sabotage.iter().position(|(what, whom, _)| *what == name && *whom == node)?;
+        Some(self.sabotage.remove(at).2)
     }
 
     fn answer(&mut self, p: usize, delay: u64, event: Option<Event>, queue: Queue) {
@@ -443,7 +479,8 @@ impl Simulation {
                 self.sequence += 1;
                 let number = self.sequence;
                 let event = if lost { failed.clone().unwrap_or(event) } else { event };
-                self.waits.push(Wait { number, node, incarnation, write, order: Some((p, event, failed)) });
+                let at = self.world.node(node).wal.len();
+                self.waits.push(Wait { number, node, incarnation, write, at, order: Some((p, event, failed)) });
                 self.at(ORDER_TIME_OUT, Task::TimeOut(number), life);
             }
             Answer::Promoting(event) => {
@@ -488,7 +525,7 @@ impl Simulation {
                 }
                 continue;
             }
-            if postgres.power != Power::Up || self.world.is_safe(wait.node, wait.write) != Some(true) {
+            if postgres.power != Power::Up || !self.world.is_safe_at(wait.node, wait.write, wait.at) {
                 left.push(wait);
                 continue;
             }
@@ -553,145 +590,8 @@ impl Simulation {
         }
         let incarnation = postgres.incarnation;
         let write = self.world.write(node, None);
-        self.waits.push(Wait { number: 0, node, incarnation, write, order: None });
-    }
-
-    fn fault(&mut self) {
-        if !self.in_faults() {
-            self.heal();
-            return;
-        }
-        let next = 100 + self.dice.below(1_500);
-        self.at(next, Task::Fault, 0);
-        let leader = self.world.store.leader().unwrap_or(NodeId(0));
-        let any = NodeId(self.dice.below(u64::from(self.plan.nodes)) as u8);
-        let node = if self.dice.percent(50) { leader } else { any };
-        let p = self.dice.below(self.plan.processes as u64) as usize;
-        let kind = self.dice.below(20);
-        self.say(|| format!("fault {kind} on {node} p{p}"));
-        self.fault_on_node(kind, node);
-        self.fault_on_process(kind, p, node);
-    }
-
-    fn fault_on_node(&mut self, kind: u64, node: NodeId) {
-        let other = NodeId(self.dice.below(u64::from(self.plan.nodes)) as u8);
-        let power = self.world.node(node).power;
-        match kind {
-            0..=3 if power != Power::Down => {
-                self.world.node_mut(node).crash();
-                for p in 0..self.plan.processes {
-                    self.tell_lost(p, node);
-                }
-            }
-            4..=6 => self.start_down_nodes(),
-            7 if power == Power::Up => {
-                // One backend was killed: everything restarts in place.
-                self.world.node_mut(node).crash();
-                let postgres = self.world.node_mut(node);
-                postgres.power = Power::Starting;
-                let incarnation = postgres.incarnation;
-                let delay = 50 + self.dice.below(900);
-                self.at(delay, Task::Started(node, incarnation), 0);
-                for p in 0..self.plan.processes {
-                    self.tell_lost(p, node);
-                }
-            }
-            8 if power == Power::Up => self.world.node_mut(node).power = Power::Frozen,
-            9 => self.thaw(),
-            10 if node != other => {
-                self.world.cut.insert((node.0.min(other.0), node.0.max(other.0)));
-            }
-            11 => self.world.cut.clear(),
-            12 => {
-                let postgres = self.world.node_mut(node);
-                postgres.paused = postgres.recovery;
-                postgres.stuck = postgres.recovery;
-            }
-            13 => self.unstick(),
-            _ => {}
-        }
-    }
-
-    fn tell_lost(&mut self, p: usize, node: NodeId) {
-        if self.reaches(p, node) && self.dice.percent(80) {
-            let life = self.processes[p].life;
-            self.at(3, Task::Deliver(p, Event::ConnectionLost { node, own: true }, None), life);
-        }
-    }
-
-    fn fault_on_process(&mut self, kind: u64, p: usize, node: NodeId) {
-        match kind {
-            14 => {
-                self.processes[p].cut.insert(node);
-            }
-            15 => self.processes[p].cut.clear(),
-            16 => self.processes[p].store_cut = !self.processes[p].store_cut,
-            17 => self.restart_process(p),
-            18 => self.processes[p].paused = true,
-            19 => self.resume(p),
-            _ => {}
-        }
-    }
-
-    fn start_down_nodes(&mut self) {
-        for node in self.all_nodes() {
-            if self.world.node(node).power == Power::Down {
-                self.world.node_mut(node).restart();
-            }
-        }
-    }
-
-    fn thaw(&mut self) {
-        for node in self.all_nodes() {
-            if self.world.node(node).power == Power::Frozen {
-                self.world.node_mut(node).power = Power::Up;
-            }
-        }
-    }
-
-    fn unstick(&mut self) {
-        for node in self.all_nodes() {
-            let postgres = self.world.node_mut(node);
-            (postgres.paused, postgres.stuck) = (false, false);
-        }
-    }
-
-    fn resume(&mut self, p: usize) {
-        self.processes[p].paused = false;
-        for (came, mut event, frees) in std::mem::take(&mut self.processes[p].inbox) {
-            if let (true, Event::Probed { contact, .. }) = (self.now - came > 100, &mut event) {
-                *contact = Contact::Silent; // the probe's own time-out has passed
-            }
-            self.deliver(p, event, frees);
-        }
-    }
-
-    /// It forgets everything but the store. Orders that had begun may still have happened.
-    fn restart_process(&mut self, p: usize) {
-        let record = self.world.store.record.clone();
-        let process = &mut self.processes[p];
-        process.life += 1;
-        process.paused = false;
-        process.inbox.clear();
-        process.orders.clear();
-        process.busy.clear();
-        process.view = None;
-        process.coordinator = Coordinator::new(policy(&self.plan), self.world.members(), record);
-        self.waits.retain(|wait| wait.order.as_ref().is_none_or(|(of, ..)| *of != p));
-        self.begin_process(p);
-    }
-
-    fn heal(&mut self) {
-        self.say(|| "peace".to_owned());
-        self.thaw();
-        self.start_down_nodes();
-        self.unstick();
-        self.world.cut.clear();
-        for p in 0..self.plan.processes {
-            self.processes[p].cut.clear();
-            self.processes[p].store_cut = false;
-            self.resume(p);
-        }
+        let at = self.world.node(node).wal.len();
+        self.waits.push(Wait { number: 0, node, incarnation, write, at, order: None });
     }
 
     fn outcome(self) -> Outcome {
