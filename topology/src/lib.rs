@@ -10,14 +10,23 @@ use tokio::sync::{mpsc, watch};
 
 pub mod act;
 mod conninfo;
+mod driver;
+mod history;
+mod lag;
 mod login;
+mod monitor;
 pub mod node;
+mod orders;
 pub mod probe;
 mod reading;
 mod snapshot;
+pub mod store;
+mod translate;
 
 pub use conninfo::ReplicationLogin;
+pub use history::{FailoverRecord, Failovers, MAX_FAILOVERS};
 pub use login::{APPLICATION_NAME, Connector, Encryption, Failure, Login, Secret, Server};
+pub use monitor::{ClusterConfig, Monitor, MonitorError, NodeConfig};
 pub use reading::{Reading, Receiver, TermRow, Walsender};
 pub use snapshot::{Address, Lsn, Node, PrimarySample, Role, Topology};
 
@@ -27,6 +36,7 @@ pub struct Watch {
     snapshots: watch::Receiver<Arc<Topology>>,
     suspicions: mpsc::Sender<usize>,
     samples_begun: Arc<AtomicU64>,
+    failovers: watch::Receiver<Failovers>,
 }
 
 impl Watch {
@@ -37,7 +47,8 @@ impl Watch {
         suspicions: mpsc::Sender<usize>,
         samples_begun: Arc<AtomicU64>,
     ) -> Self {
-        Self { snapshots, suspicions, samples_begun }
+        let (_, failovers) = watch::channel(Arc::from(Vec::new()));
+        Self { snapshots, suspicions, samples_begun, failovers }
     }
 
     /// A snapshot that never changes: a database entry that names one host.
@@ -45,7 +56,19 @@ impl Watch {
     pub fn fixed(topology: Topology) -> Self {
         let (_, snapshots) = watch::channel(Arc::new(topology));
         let (suspicions, _) = mpsc::channel(1);
-        Self { snapshots, suspicions, samples_begun: Arc::default() }
+        Self::new(snapshots, suspicions, Arc::default())
+    }
+
+    /// The same, with failovers to tell of.
+    #[must_use]
+    pub fn with_failovers(self, failovers: watch::Receiver<Failovers>) -> Self {
+        Self { failovers, ..self }
+    }
+
+    /// The failovers that this process has seen through, latest last, at most [`MAX_FAILOVERS`].
+    #[must_use]
+    pub fn failovers(&self) -> Failovers {
+        self.failovers.borrow().clone()
     }
 
     /// The latest snapshot.

@@ -21,7 +21,8 @@ pub struct Reading {
     pub took: Duration,
     /// `pg_control_system().system_identifier`: nodes of one cluster share it.
     pub system: u64,
-    /// Postmaster's start, µs since 1970 by the node's clock; a change means a restart.
+    /// Start of the checkpointer, µs since 1970 by the node's clock. A change means a restart; the postmaster's own start
+    /// stays the same when it restarts everything after the crash of one session.
     pub started: i64,
     /// `pg_is_in_recovery()`
     pub in_recovery: bool,
@@ -99,14 +100,30 @@ fn lsn_from_text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Ls
     text.parse::<PgLsn>().map(|lsn| Lsn(lsn.into())).map_err(|_| serde::de::Error::custom("not an LSN"))
 }
 
+/// Timeline of the last WAL that a standby holds. Without a receiver PostgreSQL does not say it (the control file is as
+/// old as the last restart point), but the file that holds that position is named after it.
+macro_rules! timeline_of_standby {
+    () => {
+        "coalesce((SELECT received_tli FROM pg_stat_wal_receiver),
+   (SELECT max(('x' || left(f.name, 8))::bit(32)::int)
+     FROM (SELECT (greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/1')::bigint AS last,
+       pg_size_bytes(current_setting('wal_segment_size')) AS segment) AS p, pg_ls_waldir() AS f
+     WHERE length(f.name) = 24 AND right(f.name, 16) = upper(lpad(to_hex(p.last / 4294967296), 8, '0')
+       || lpad(to_hex((p.last % 4294967296) / p.segment), 8, '0'))),
+   (SELECT timeline_id FROM pg_control_checkpoint()))"
+    };
+}
+pub(crate) use timeline_of_standby;
+
 /// Everything but the term row. `pg_is_in_recovery()` guards what only one of the two roles may call.
-const EVERYTHING: &str = "\
-SELECT (SELECT system_identifier FROM pg_control_system()) AS system,
- (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint AS started,
+const EVERYTHING: &str = concat!(
+    "SELECT (SELECT system_identifier FROM pg_control_system()) AS system,
+ (SELECT (extract(epoch FROM backend_start) * 1000000)::bigint FROM pg_stat_activity
+   WHERE backend_type = 'checkpointer') AS started,
  pg_is_in_recovery() AS in_recovery,
- CASE WHEN pg_is_in_recovery() THEN
-   coalesce((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint()))
-   ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END AS timeline,
+ CASE WHEN pg_is_in_recovery() THEN ",
+    timeline_of_standby!(),
+    " ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END AS timeline,
  CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_insert_lsn() END AS inserted,
  CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() END AS received,
  pg_last_wal_replay_lsn() AS replayed,
@@ -125,7 +142,8 @@ SELECT (SELECT system_identifier FROM pg_control_system()) AS system,
  (SELECT json_agg(json_build_object('name', application_name, 'state', coalesce(state, ''),
    'sync', coalesce(sync_state, ''), 'flushed', flush_lsn))::text
    FROM (SELECT * FROM pg_stat_replication LIMIT 64) AS senders) AS walsenders,
- ";
+ "
+);
 
 /// With the table missing, its row cannot be asked for: whether it has come is asked instead.
 const TABLE_ABSENT: &str = "NULL::text AS term, to_regclass('pgsteady.term') IS NOT NULL AS has_term";
@@ -183,6 +201,9 @@ fn read(row: &Row, begun: Instant) -> Result<Reading, Failure> {
     fields(row, begun).map_err(|e| Failure::Answered(format!("the answer is not what was asked for: {e}")))
 }
 
+/// Somebody who does not see the receiver must not conclude that there is none.
+const BLIND: &str = "the monitor's role does not see PostgreSQL's own processes: it needs pg_monitor";
+
 fn fields(row: &Row, begun: Instant) -> Result<Reading, Box<dyn std::error::Error + Send + Sync>> {
     let lsn = |name| row.try_get::<_, Option<PgLsn>>(name).map(|lsn| lsn.map(|lsn| Lsn(lsn.into())));
     let number = |name| row.try_get::<_, Option<i64>>(name);
@@ -195,7 +216,7 @@ fn fields(row: &Row, begun: Instant) -> Result<Reading, Box<dyn std::error::Erro
         begun,
         took: begun.elapsed(),
         system: row.try_get::<_, i64>("system")?.cast_unsigned(),
-        started: row.try_get("started")?,
+        started: row.try_get::<_, Option<i64>>("started")?.ok_or(BLIND)?,
         in_recovery: row.try_get("in_recovery")?,
         timeline: row.try_get::<_, i32>("timeline")?.cast_unsigned(),
         inserted: lsn("inserted")?,

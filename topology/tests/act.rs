@@ -7,7 +7,8 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Cluster, SECOND, replication, until};
-use topology::act::{self, Cause, Provided, mark, rule_text};
+use decision::{Obstacle, Term};
+use topology::act::{self, Cause, Order, Provided, rule_text};
 use topology::{Lsn, TermRow};
 
 fn rule(term: u64, leader: &str, cohort: &[&str]) -> TermRow {
@@ -43,7 +44,7 @@ async fn a_fence_of_all_standbys_stops_acknowledgement_and_survives_a_restart() 
 
     // undone, the waiting commits go through
     let home = cluster.servers[0].address();
-    let own = Provided::NotFencedAfter { term: 7 };
+    let own = Provided { mark: Some(7), still_at: None };
     act::repoint(&cluster.remote(2), &home, &replication(), own, 5 * SECOND).await.unwrap();
     let primary = cluster.servers[0].connect().await;
     until("the un-fenced standby flushes", async || acknowledges(&primary).await).await;
@@ -99,13 +100,15 @@ async fn a_fence_ends_an_apply_delay() {
 #[tokio::test]
 async fn a_fence_refuses_primaries_and_earlier_terms() {
     let cluster = Cluster::start(1).await;
-    let error = act::fence(&cluster.remote(0), 2, SECOND).await.unwrap_err();
-    assert_eq!(error.to_string(), "fence on node n1: not done: it is not a standby");
+    let failed = act::fence(&cluster.remote(0), 2, SECOND).await.unwrap_err();
+    assert_eq!(failed.obstacle, Obstacle::Writable);
+    assert_eq!(failed.error.to_string(), "fence on node n1: not done: it is not a standby");
     act::fence(&cluster.remote(1), 5, 5 * SECOND).await.unwrap();
-    let error = act::fence(&cluster.remote(1), 4, SECOND).await.unwrap_err();
-    assert_eq!(error.to_string(), "fence on node n2: not done: term 5 has fenced it already, this is term 4");
+    let failed = act::fence(&cluster.remote(1), 4, SECOND).await.unwrap_err();
+    assert_eq!(failed.obstacle, Obstacle::Superseded(Term(5)));
+    assert_eq!(failed.error.to_string(), "fence on node n2: not done: term 5 has fenced it already, this is term 4");
     let home = cluster.servers[0].address();
-    let earlier = Provided::NotFencedAfter { term: 4 };
+    let earlier = Provided { mark: Some(4), still_at: None };
     let error = act::repoint(&cluster.remote(1), &home, &replication(), earlier, SECOND).await.unwrap_err();
     assert!(matches!(error.cause, Cause::Guard(_)), "{error}");
     act::fence(&cluster.remote(1), 5, SECOND).await.expect("the same fence again");
@@ -122,8 +125,8 @@ async fn a_promotion_needs_the_mark_and_opens_with_its_rule() {
     let xid = "INSERT INTO t VALUES (2) RETURNING pg_current_xact_id()::text::bigint";
     let old_xid: i64 = primary.query_one(xid, &[]).await.unwrap().get(0);
 
-    let new_rule = rule_text(1, &["n1", "n3"]);
-    let unmarked = act::promote(&cluster.remote(1), 2, &new_rule, SECOND).await.unwrap_err();
+    let order = Order { term: 2, parent: Some(1), rule: rule_text(1, &["n1", "n3"]) };
+    let unmarked = act::promote(&cluster.remote(1), &order, SECOND).await.unwrap_err();
     assert!(matches!(unmarked.cause, Cause::Guard(_)), "{unmarked}");
 
     cluster.servers[0].kill_tree();
@@ -131,21 +134,28 @@ async fn a_promotion_needs_the_mark_and_opens_with_its_rule() {
     let (n2, n3) = (cluster.remote(1), cluster.remote(2));
     let (first, second) = tokio::join!(act::fence(&n2, 2, 5 * SECOND), act::fence(&n3, 2, 5 * SECOND));
     let fences = (first.unwrap(), second.unwrap());
-    let another = act::promote(&n2, 3, &new_rule, SECOND).await.unwrap_err();
-    assert!(matches!(another.cause, Cause::Guard(_)), "a mark of another term: {another}");
+    for wrong in [
+        Order { term: 3, ..order.clone() },
+        Order { parent: Some(0), ..order.clone() },
+        Order { parent: None, ..order.clone() },
+    ] {
+        let refused = act::promote(&n2, &wrong, SECOND).await.unwrap_err();
+        assert!(matches!(refused.cause, Cause::Guard(_)), "another mark or history: {refused}");
+    }
     let (drained, behind) = tokio::join!(act::drain(&n2, 5 * SECOND), act::drain(&n3, 5 * SECOND));
     let (drained, behind) = (drained.unwrap(), behind.unwrap());
     assert_eq!(drained.term, Some(rule(1, "n1", &["n2", "n3"])));
     assert!(drained.position >= behind.position.min(fences.0.received.unwrap()));
-    let promoted = act::promote(&n2, 2, &new_rule, 10 * SECOND).await.unwrap();
+    let promoted = act::promote(&n2, &order, 10 * SECOND).await.unwrap();
+    assert_eq!((drained.timeline, promoted.timeline), (1, 2));
     assert!(promoted.next_xid > old_xid.cast_unsigned());
 
     // with nobody following, the term row is not acknowledged, and that is what is said
     let alone = act::write_term(&n2, &rule(2, "n2", &["n1", "n3"]), SECOND / 2).await.unwrap_err();
     assert!(matches!(alone.cause, Cause::Connection(_)), "{alone}");
-    let held = Provided::StillFenced { term: 2, position: behind.position };
+    let held = Provided { mark: Some(2), still_at: Some(behind.position) };
     let home = cluster.servers[1].address();
-    let wrong = Provided::StillFenced { term: 2, position: Lsn(1) };
+    let wrong = Provided { mark: Some(2), still_at: Some(Lsn(1)) };
     let error = act::repoint(&n3, &home, &replication(), wrong, SECOND).await.unwrap_err();
     assert_eq!(error.to_string(), "repoint on node n3: not done: it took WAL after its fence");
     act::repoint(&n3, &home, &replication(), held, 5 * SECOND).await.unwrap();
@@ -167,7 +177,7 @@ async fn an_acknowledgement_without_a_flush_is_not_believed() {
     act::prepare_term(&cluster.remote(0), 5 * SECOND).await.unwrap();
     act::fence(&cluster.remote(1), 2, 5 * SECOND).await.unwrap();
     // somebody turns waiting off: PostgreSQL acknowledges at once
-    act::set_rule(&cluster.remote(0), "", 5 * SECOND).await.unwrap();
+    act::set_rule(&cluster.remote(0), 0, &[], 5 * SECOND).await.unwrap();
     let error = act::write_term(&cluster.remote(0), &rule(1, "n1", &["n2"]), SECOND).await.unwrap_err();
     assert_eq!(error.to_string(), "write the term row on node n1: not in time: 0 of 1 standbys have flushed it");
 }
@@ -186,23 +196,4 @@ async fn a_quarantined_primary_is_read_only_and_a_term_write_lifts_it() {
     act::write_term(&cluster.remote(0), &rule(1, "n1", &["n2"]), 5 * SECOND).await.unwrap();
     until("sessions may write again", async || session.batch_execute("CREATE TABLE IF NOT EXISTS t ()").await.is_ok())
         .await;
-}
-
-#[tokio::test]
-async fn candidates_are_prepared() {
-    let cluster = Cluster::start(1).await;
-    act::prepare_standby(&cluster.remote(1), "ANY 1 (\"n1\")", 5 * SECOND).await.unwrap();
-    let session = cluster.servers[1].connect().await;
-    until("both settings are in force", async || {
-        let row = session
-            .query_one(
-                "SELECT current_setting('wal_retrieve_retry_interval'), current_setting('synchronous_standby_names')",
-                &[],
-            )
-            .await
-            .unwrap();
-        (row.get(0), row.get(1)) == ("100ms", "ANY 1 (\"n1\")")
-    })
-    .await;
-    assert_eq!(mark(3), "fence_3");
 }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use decision::Obstacle;
+
 use super::{ActError, Cause, Ground, Remote, literal, mark, marked_by};
 use crate::Lsn;
 use crate::login::APPLICATION_NAME;
@@ -23,6 +25,26 @@ pub struct FenceEvidence {
     pub at: Instant,
     /// What had to be done beyond the cut, for people.
     pub escalated: Vec<&'static str>,
+}
+
+/// A fence that was not seen to hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FenceFailed {
+    /// For people.
+    pub error: ActError,
+    /// For the decision.
+    pub obstacle: Obstacle,
+}
+
+impl From<ActError> for FenceFailed {
+    fn from(error: ActError) -> Self {
+        let obstacle = match &error.cause {
+            Cause::Connection(_) => Obstacle::Unreachable,
+            Cause::Statement(text) if text.starts_with("42501") => Obstacle::Forbidden(text.clone()),
+            Cause::Statement(text) | Cause::Deadline(text) | Cause::Guard(text) => Obstacle::Other(text.clone()),
+        };
+        Self { error, obstacle }
+    }
 }
 
 /// One look at a standby that is being fenced.
@@ -71,8 +93,8 @@ SELECT count(pg_terminate_backend(a.pid)) AS ended FROM pg_stat_activity AS a JO
 /// # Errors
 /// If it is no standby, if a higher term has fenced it already, or if the receiver was not seen gone by the deadline.
 /// The cut may then take effect later: un-fence with [`super::repoint`].
-pub async fn fence(remote: &Remote, term: u64, deadline: Duration) -> Result<FenceEvidence, ActError> {
-    let ground = remote.begin("fence", deadline).await?;
+pub async fn fence(remote: &Remote, term: u64, deadline: Duration) -> Result<FenceEvidence, FenceFailed> {
+    let ground = remote.begin_alone("fence", deadline).await?;
     let begun = Instant::now();
     let seen = look(&ground).await?;
     admit(&ground, &seen, term)?;
@@ -86,14 +108,14 @@ pub async fn fence(remote: &Remote, term: u64, deadline: Duration) -> Result<Fen
         if !seen.cut || seen.receiving || seen.mark != mark(term) {
             gone_at = None;
             free(&ground, &seen, begun.elapsed(), &mut escalated).await?;
-            ground.wait(|| describe(&seen)).await?;
+            ground.wait(|| describe(&seen)).await.map_err(|error| seen.hinders(error))?;
             continue;
         }
         match gone_at {
             Some(first) if Instant::now().duration_since(first) >= CONFIRMATION => {
                 let evidence =
                     FenceEvidence { received: seen.received, replayed: seen.replayed, at: Instant::now(), escalated };
-                ground.done();
+                ground.done().await;
                 return Ok(evidence);
             }
             Some(_) => {}
@@ -103,40 +125,54 @@ pub async fn fence(remote: &Remote, term: u64, deadline: Duration) -> Result<Fen
     }
 }
 
-fn admit(ground: &Ground, seen: &Look, term: u64) -> Result<(), ActError> {
+impl Look {
+    /// Why the fence did not come about in time.
+    fn hinders(&self, error: ActError) -> FenceFailed {
+        if !matches!(error.cause, Cause::Deadline(_)) {
+            return error.into();
+        }
+        let obstacle = match self {
+            Look { paused: true, .. } => Obstacle::ReplayPaused,
+            Look { conflict: true, .. } => Obstacle::Conflict,
+            Look { delayed: true, .. } => Obstacle::ApplyDelay,
+            _ => return error.into(),
+        };
+        FenceFailed { error, obstacle }
+    }
+}
+
+fn admit(ground: &Ground, seen: &Look, term: u64) -> Result<(), FenceFailed> {
+    let refused = |obstacle, text: String| Err(FenceFailed { error: ground.fail(Cause::Guard(text)), obstacle });
     if !seen.in_recovery {
-        return Err(ground.fail(Cause::Guard("it is not a standby".into())));
+        return refused(Obstacle::Writable, "it is not a standby".into());
     }
     if !seen.sighted {
         let text = "the monitor's role does not see PostgreSQL's own processes: it needs pg_monitor";
-        return Err(ground.fail(Cause::Guard(text.into())));
+        return refused(Obstacle::Forbidden("pg_monitor".into()), text.into());
     }
     match marked_by(&seen.mark) {
         Some(higher) if higher > term => {
-            Err(ground.fail(Cause::Guard(format!("term {higher} has fenced it already, this is term {term}"))))
+            let text = format!("term {higher} has fenced it already, this is term {term}");
+            refused(Obstacle::Superseded(decision::Term(higher)), text)
         }
         _ => Ok(()),
     }
 }
 
-/// The cut itself; statements are pipelined, the promise first.
+/// The cut itself, the promise first. All is one pipelined round trip; an empty statement does nothing.
 async fn cut(ground: &Ground, seen: &Look, term: u64) -> Result<Vec<&'static str>, ActError> {
-    let mut escalated = Vec::new();
     let marking = format!("ALTER SYSTEM SET primary_slot_name = {}", literal(&mark(term)));
-    if !seen.cut || seen.mark != mark(term) {
-        let (cut, marked) =
-            tokio::join!(ground.execute("ALTER SYSTEM SET primary_conninfo = ''"), ground.execute(&marking));
-        cut.and(marked)?;
-    }
-    if seen.slow_retry {
-        ground.execute("ALTER SYSTEM SET wal_retrieve_retry_interval = '100ms'").await?;
-    }
-    if seen.delayed {
-        ground.execute("ALTER SYSTEM SET recovery_min_apply_delay = 0").await?;
-        escalated.push("recovery_min_apply_delay set to 0");
-    }
-    ground.execute("SELECT pg_reload_conf()").await?;
-    Ok(escalated)
+    let is_cut = seen.cut && seen.mark == mark(term);
+    let when = |needed: bool, statement| if needed { statement } else { "" };
+    let (cut, marked, quick, undelayed, reloaded) = tokio::join!(
+        ground.execute(when(!is_cut, "ALTER SYSTEM SET primary_conninfo = ''")),
+        ground.execute(when(!is_cut, &marking)),
+        ground.execute(when(seen.slow_retry, "ALTER SYSTEM SET wal_retrieve_retry_interval = '100ms'")),
+        ground.execute(when(seen.delayed, "ALTER SYSTEM SET recovery_min_apply_delay = 0")),
+        ground.execute("SELECT pg_reload_conf()"),
+    );
+    cut.and(marked).and(quick).and(undelayed).and(reloaded)?;
+    Ok(if seen.delayed { vec!["recovery_min_apply_delay set to 0"] } else { Vec::new() })
 }
 
 /// Frees the startup process, which alone can end the receiver, from what it waits for.

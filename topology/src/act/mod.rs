@@ -7,20 +7,22 @@ use std::time::Duration;
 
 use deadpool::managed::{Object, Pool, PoolError};
 use tokio::time::{Instant, timeout_at};
-use tokio_postgres::types::ToSql;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
-use crate::login::{Connector, Failure, Server, cause};
+use crate::Failure;
+
+use crate::login::{Connector, Server, cause};
 
 mod fence;
 mod primary;
 mod promote;
 mod standby;
 
-pub use fence::{FenceEvidence, fence};
+pub use fence::{FenceEvidence, FenceFailed, fence};
 pub use primary::{TermWritten, barrier, checkpoint, prepare_term, quarantine, set_rule, write_term};
-pub use promote::{Promoted, promote};
-pub use standby::{Drained, Provided, drain, prepare_standby, repoint};
+pub use promote::{Order, Promoted, promote};
+pub use standby::{Drained, Provided, drain, repoint};
 
 /// Servers that the monitor's actions may have open to one node at the same time, besides the probe's.
 const MAX_SERVERS: usize = 4;
@@ -29,6 +31,9 @@ const MAX_SERVERS: usize = 4;
 const POLL: Duration = Duration::from_millis(2);
 /// Time that a look needs at most on a node that is well.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Advisory lock of a node, in the monitor's database: the letters `pgsteady`.
+const NODE_LOCK: i64 = 0x7067_7374_6561_6479;
 
 /// A node, and the monitor's servers to it. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -101,7 +106,20 @@ impl Remote {
             Ok(Err(other)) => return Err(failed(Cause::Connection(Failure::Lost(other.to_string())))),
             Err(_) => return Err(failed(Cause::Connection(Failure::Silent(deadline)))),
         };
-        Ok(Ground { server: Some(server), node: self.node.clone(), action, until, deadline })
+        Ok(Ground { server: Some(server), node: self.node.clone(), action, until, deadline, locked: false })
+    }
+
+    /// The same under the node's lock: what checks and then changes a standby is not to be overtaken by another
+    /// coordinator in between. The lock ends with the session, so a coordinator that is gone holds none.
+    pub(crate) async fn begin_alone(&self, action: &'static str, deadline: Duration) -> Result<Ground, ActError> {
+        let mut ground = self.begin(action, deadline).await?;
+        while !ground
+            .get::<bool>(&ground.row("SELECT pg_try_advisory_lock($1) AS mine", &[&NODE_LOCK]).await?, "mine")?
+        {
+            ground.wait(|| "another coordinator holds the node's lock".into()).await?;
+        }
+        ground.locked = true;
+        Ok(ground)
     }
 }
 
@@ -113,6 +131,7 @@ pub(crate) struct Ground {
     action: &'static str,
     until: Instant,
     deadline: Duration,
+    locked: bool,
 }
 
 impl Drop for Ground {
@@ -128,8 +147,11 @@ impl Ground {
         self.server.as_ref().expect("given back only by `done`, which consumes").client()
     }
 
-    pub(crate) fn done(mut self) {
-        self.server = None;
+    /// Gives the server back. One that does not give up its lock is closed instead: that ends the lock too.
+    pub(crate) async fn done(mut self) {
+        if !self.locked || self.row("SELECT pg_advisory_unlock($1)", &[&NODE_LOCK]).await.is_ok() {
+            self.server = None;
+        }
     }
 
     pub(crate) fn fail(&self, cause: Cause) -> ActError {
@@ -155,15 +177,17 @@ impl Ground {
         }
     }
 
-    pub(crate) async fn row(&self, query: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Row, ActError> {
-        match timeout_at(self.until, self.client().query_one(query, values)).await {
-            Ok(outcome) => outcome.map_err(|e| self.failed(&e)),
-            Err(_) => Err(self.late()),
-        }
+    /// The one row of a query.
+    pub(crate) async fn row(&self, query: &str, values: &[&dyn Value]) -> Result<Row, ActError> {
+        let mut rows = self.rows(query, values).await?;
+        rows.pop().ok_or_else(|| self.fail(Cause::Statement("an answer without a row".into())))
     }
 
-    pub(crate) async fn rows(&self, query: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, ActError> {
-        match timeout_at(self.until, self.client().query(query, values)).await {
+    /// The rows of a query. The types of its parameters go with it: that makes it one round trip instead of two.
+    pub(crate) async fn rows(&self, query: &str, values: &[&dyn Value]) -> Result<Vec<Row>, ActError> {
+        let typed: Vec<(&(dyn ToSql + Sync), Type)> =
+            values.iter().map(|value| (*value as &(dyn ToSql + Sync), value.sql_type())).collect();
+        match timeout_at(self.until, self.client().query_typed(query, &typed)).await {
             Ok(outcome) => outcome.map_err(|e| self.failed(&e)),
             Err(_) => Err(self.late()),
         }
@@ -191,6 +215,37 @@ impl Ground {
         tokio::time::sleep(pause).await;
         Ok(())
     }
+}
+
+/// Is it that the term's table (or its schema) is missing?
+#[must_use]
+pub fn is_undefined_table(error: &ActError) -> bool {
+    matches!(&error.cause, Cause::Statement(text) if text.starts_with("42P01") || text.starts_with("3F000"))
+}
+
+/// A parameter that knows its SQL type.
+pub(crate) trait Value: ToSql + Sync {
+    fn sql_type(&self) -> Type;
+}
+
+macro_rules! values {
+    ($($rust:ty => $sql:ident,)*) => {
+        $(impl Value for $rust {
+            fn sql_type(&self) -> Type {
+                Type::$sql
+            }
+        })*
+    };
+}
+
+values! {
+    bool => BOOL,
+    i32 => INT4,
+    i64 => INT8,
+    &str => TEXT,
+    String => TEXT,
+    &[String] => TEXT_ARRAY,
+    Vec<String> => TEXT_ARRAY,
 }
 
 /// A string literal for `ALTER SYSTEM`, which takes no parameters. Doubling quotes and backslashes in an `E''` literal is

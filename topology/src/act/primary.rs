@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::{ActError, Cause, Ground, Remote, literal};
+use super::{ActError, Cause, Ground, Remote, is_undefined_table, literal, rule_text};
 use crate::Lsn;
 use crate::login::APPLICATION_NAME;
 use crate::reading::TermRow;
@@ -20,13 +20,17 @@ pub struct TermWritten {
 /// Creates `pgsteady.term` where it is missing. The table holds one row, which the standbys get with the WAL.
 pub async fn prepare_term(remote: &Remote, deadline: Duration) -> Result<(), ActError> {
     let ground = remote.begin("create the term table", deadline).await?;
-    let row = ground.row("SELECT to_regclass('pgsteady.term') IS NOT NULL AS there", &[]).await?;
-    if !ground.get::<bool>(&row, "there")? {
-        // asked first: with the table there, no privilege to create it is needed
+    // asked first: with the schema there, no privilege to create one is needed, and with the table none at all
+    const THERE: &str = "SELECT to_regnamespace('pgsteady') IS NOT NULL AS schema,
+        to_regclass('pgsteady.term') IS NOT NULL AS table";
+    let there = ground.row(THERE, &[]).await?;
+    if !ground.get::<bool>(&there, "schema")? {
         ground.execute("CREATE SCHEMA IF NOT EXISTS pgsteady").await?;
+    }
+    if !ground.get::<bool>(&there, "table")? {
         ground.execute(CREATE_TERM).await?;
     }
-    ground.done();
+    ground.done().await;
     Ok(())
 }
 
@@ -57,7 +61,7 @@ pub async fn write_term(remote: &Remote, rule: &TermRow, deadline: Duration) -> 
         return Err(ground.fail(Cause::Guard(format!("the row says {found:?}, this is term {}", rule.term))));
     }
     let evidence = flushed(&ground, rule).await?;
-    ground.done();
+    ground.done().await;
     Ok(evidence)
 }
 
@@ -80,7 +84,7 @@ pub async fn barrier(remote: &Remote, rule: &TermRow, deadline: Duration) -> Res
         return Err(ground.fail(Cause::Guard(format!("the row says {found:?}, expected was term {term}"))));
     }
     let evidence = flushed(&ground, rule).await?;
-    ground.done();
+    ground.done().await;
     Ok(evidence)
 }
 
@@ -114,11 +118,10 @@ async fn flushed(ground: &Ground, rule: &TermRow) -> Result<TermWritten, ActErro
 
 /// The term row as this node has it; `None` without table or row.
 pub(super) async fn read_term(ground: &Ground) -> Result<Option<TermRow>, ActError> {
-    let row = ground.row("SELECT to_regclass('pgsteady.term') IS NOT NULL AS there", &[]).await?;
-    if !ground.get::<bool>(&row, "there")? {
-        return Ok(None);
-    }
-    let rows = ground.rows("SELECT row_to_json(t)::text AS term FROM pgsteady.term AS t", &[]).await?;
+    let rows = match ground.rows("SELECT row_to_json(t)::text AS term FROM pgsteady.term AS t", &[]).await {
+        Err(error) if is_undefined_table(&error) => return Ok(None),
+        outcome => outcome?,
+    };
     let Some(row) = rows.first() else { return Ok(None) };
     let json: String = ground.get(row, "term")?;
     serde_json::from_str(&json).map(Some).map_err(|e| ground.fail(Cause::Statement(format!("a term row {json}: {e}"))))
@@ -138,24 +141,28 @@ pub(super) async fn writable(ground: &Ground) -> Result<(), ActError> {
     Ok(())
 }
 
-/// Sets `synchronous_standby_names` on a primary and sees it in force in a session. That standbys obey it is seen by the
-/// next [`barrier`] or [`write_term`].
-pub async fn set_rule(remote: &Remote, rule: &str, deadline: Duration) -> Result<(), ActError> {
-    const IN_FORCE: &str = "SELECT current_setting('synchronous_standby_names') = $1 AS set";
+/// Sets `synchronous_standby_names` on a primary and sees it in force: in a session, and in the walsenders.
+pub async fn set_rule(remote: &Remote, k: u32, cohort: &[String], deadline: Duration) -> Result<(), ActError> {
+    const IN_FORCE: &str = "\
+        SELECT current_setting('synchronous_standby_names') = $1 AS set, NOT EXISTS (SELECT FROM pg_stat_replication
+          WHERE state = 'streaming' AND (application_name = ANY ($2)) <> (sync_state <> 'async')) AS followed";
     let ground = remote.begin("set synchronous_standby_names", deadline).await?;
-    let mut first = true;
+    let rule = rule_text(k, cohort);
+    let cohort = if rule.is_empty() { &[] } else { cohort };
+    let mut ordered = false;
     loop {
-        let row = ground.row(IN_FORCE, &[&rule]).await?;
-        if ground.get(&row, "set")? {
-            ground.done();
+        let row = ground.row(IN_FORCE, &[&rule, &cohort]).await?;
+        let (set, followed) = (ground.get::<bool>(&row, "set")?, ground.get::<bool>(&row, "followed")?);
+        if set && followed {
+            ground.done().await;
             return Ok(());
         }
-        if first {
-            ground.execute(&format!("ALTER SYSTEM SET synchronous_standby_names = {}", literal(rule))).await?;
+        if !set && !ordered {
+            ground.execute(&format!("ALTER SYSTEM SET synchronous_standby_names = {}", literal(&rule))).await?;
             ground.execute("SELECT pg_reload_conf()").await?;
-            first = false;
+            ordered = true;
         }
-        ground.wait(|| "the reload has not come into force".into()).await?;
+        ground.wait(|| format!("in force in a session: {set}, followed by the walsenders: {followed}")).await?;
     }
 }
 
@@ -166,7 +173,7 @@ pub async fn checkpoint(remote: &Remote, deadline: Duration) -> Result<u32, ActE
     ground.execute("CHECKPOINT").await?;
     let row = ground.row("SELECT timeline_id FROM pg_control_checkpoint()", &[]).await?;
     let timeline: i32 = ground.get(&row, "timeline_id")?;
-    ground.done();
+    ground.done().await;
     Ok(timeline.cast_unsigned())
 }
 
@@ -189,6 +196,6 @@ pub async fn quarantine(remote: &Remote, deadline: Duration) -> Result<u64, ActE
         )
         .await?;
     let ended = ground.get::<i64>(&row, "ended")?;
-    ground.done();
+    ground.done().await;
     Ok(u64::try_from(ended).unwrap_or(0))
 }

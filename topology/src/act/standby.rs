@@ -1,10 +1,11 @@
-//! What is done to a standby besides the fence: drain it, point it at another primary, prepare it to be a candidate.
+//! What is done to a standby besides the fence: drain it, point it at another primary.
 
 use std::time::Duration;
 
 use super::primary::read_term;
-use super::{ActError, Cause, Ground, Remote, literal, mark, marked_by};
+use super::{ActError, Cause, Ground, Remote, literal, marked_by};
 use crate::reading::TermRow;
+use crate::reading::timeline_of_standby;
 use crate::{Address, Lsn, ReplicationLogin};
 
 /// A standby that has replayed all it has.
@@ -12,12 +13,16 @@ use crate::{Address, Lsn, ReplicationLogin};
 pub struct Drained {
     /// End of what it holds: the greater of received and replayed.
     pub position: Lsn,
+    /// The timeline it is on.
+    pub timeline: u32,
+    /// `pg_control_system().system_identifier`
+    pub system: u64,
     /// The term row as replayed.
     pub term: Option<TermRow>,
 }
 
-const POSITION: &str = "\
-SELECT pg_is_in_recovery() AS in_recovery, pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn() AS through,
+const POSITION: &str =
+    "SELECT pg_is_in_recovery() AS in_recovery, pg_last_wal_receive_lsn() <= pg_last_wal_replay_lsn() AS through,
  (greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0')::bigint AS position,
  coalesce((SELECT wait_event FROM pg_stat_activity WHERE backend_type = 'startup'), '') AS startup_wait,
  EXISTS (SELECT FROM pg_stat_wal_receiver)
@@ -43,29 +48,36 @@ pub async fn drain(remote: &Remote, deadline: Duration) -> Result<Drained, ActEr
         if (ground.get::<Option<bool>>(&row, "through")? == Some(true) || at_the_end >= 2)
             && let Some(position) = position
         {
-            let term = read_term(&ground).await?;
-            ground.done();
-            return Ok(Drained { position: Lsn(position.cast_unsigned()), term });
+            let drained = position_of(&ground, Lsn(position.cast_unsigned())).await?;
+            ground.done().await;
+            return Ok(drained);
         }
         ground.wait(|| format!("replay goes on at {position:?}, startup process waits for {wait:?}")).await?;
     }
 }
 
+async fn position_of(ground: &Ground, position: Lsn) -> Result<Drained, ActError> {
+    const HISTORY: &str = concat!(
+        "SELECT (SELECT system_identifier FROM pg_control_system()) AS system, ",
+        timeline_of_standby!(),
+        " AS timeline"
+    );
+    let row = ground.row(HISTORY, &[]).await?;
+    Ok(Drained {
+        position,
+        timeline: ground.get::<i32>(&row, "timeline")?.cast_unsigned(),
+        system: ground.get::<i64>(&row, "system")?.cast_unsigned(),
+        term: read_term(ground).await?,
+    })
+}
+
 /// What must be true of a standby that is pointed at a primary; otherwise nothing is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Provided {
-    /// The fence of this term has held: its mark, no receiver, and no position beyond the one at the fence.
-    StillFenced {
-        /// The fence's term.
-        term: u64,
-        /// Where it stood when it was fenced.
-        position: Lsn,
-    },
-    /// No higher term than this has fenced it. For the undoing of a fence, and for a standby that follows nobody.
-    NotFencedAfter {
-        /// The term of the one who acts.
-        term: u64,
-    },
+pub struct Provided {
+    /// The term of the fence whose mark it carries; `None`: it carries none.
+    pub mark: Option<u64>,
+    /// Its fence has held: no receiver, and it stands where it stood when it was drained. `None`: need not be so.
+    pub still_at: Option<Lsn>,
 }
 
 /// Makes a standby follow the node at `primary`, provided that what is required is so. Also what undoes a fence.
@@ -78,15 +90,17 @@ pub async fn repoint(
     provided: Provided,
     deadline: Duration,
 ) -> Result<(), ActError> {
-    let ground = remote.begin("repoint", deadline).await?;
+    let ground = remote.begin_alone("repoint", deadline).await?;
     require(&ground, provided).await?;
     let conninfo = login.conninfo(&remote.node, primary);
     let follow = format!("ALTER SYSTEM SET primary_conninfo = {}", literal(conninfo.expose()));
     // the old primary's slot, or the fence's mark, would keep the new one from sending
-    let (unmarked, followed) =
-        tokio::join!(ground.execute("ALTER SYSTEM SET primary_slot_name = ''"), ground.execute(&follow));
-    unmarked.and(followed)?;
-    ground.execute("SELECT pg_reload_conf()").await?;
+    let (unmarked, followed, reloaded) = tokio::join!(
+        ground.execute("ALTER SYSTEM SET primary_slot_name = ''"),
+        ground.execute(&follow),
+        ground.execute("SELECT pg_reload_conf()"),
+    );
+    unmarked.and(followed).and(reloaded)?;
     loop {
         let row = ground
             .row(
@@ -95,7 +109,7 @@ pub async fn repoint(
             )
             .await?;
         if ground.get(&row, "set")? {
-            ground.done();
+            ground.done().await;
             return Ok(());
         }
         ground.wait(|| "the reload has not come into force".into()).await?;
@@ -111,37 +125,10 @@ async fn require(ground: &Ground, provided: Provided) -> Result<(), ActError> {
         return Err(ground.fail(Cause::Guard("it is no standby".into())));
     }
     let seen = match provided {
-        Provided::NotFencedAfter { term } if marked_by(&marked) > Some(term) => "a higher term has fenced it",
-        Provided::NotFencedAfter { .. } => return Ok(()),
-        Provided::StillFenced { term, .. } if marked != mark(term) => "it carries the mark of another fence or of none",
-        Provided::StillFenced { .. } if receiving => "it has a receiver in spite of its fence",
-        Provided::StillFenced { position: fenced, .. } if position > Some(fenced) => "it took WAL after its fence",
-        Provided::StillFenced { .. } => return Ok(()),
+        Provided { mark, .. } if marked_by(&marked) != mark => format!("primary_slot_name is \"{marked}\""),
+        Provided { still_at: Some(_), .. } if receiving => "it has a receiver in spite of its fence".into(),
+        Provided { still_at: Some(fenced), .. } if position > Some(fenced) => "it took WAL after its fence".into(),
+        Provided { .. } => return Ok(()),
     };
-    Err(ground.fail(Cause::Guard(seen.into())))
-}
-
-/// Gives a standby the settings of a candidate before it is needed: a promotion that is not held up by
-/// `wal_retrieve_retry_interval` (5 s by default), and the rule, so that even a promotion by a stranger acknowledges nothing alone.
-pub async fn prepare_standby(remote: &Remote, rule: &str, deadline: Duration) -> Result<(), ActError> {
-    let ground = remote.begin("prepare", deadline).await?;
-    let row = ground
-        .row(
-            "SELECT current_setting('wal_retrieve_retry_interval')::interval > '100ms'::interval AS slow_retry,
-             current_setting('synchronous_standby_names') <> $1 AS other_rule",
-            &[&rule],
-        )
-        .await?;
-    let (slow, other) = (ground.get::<bool>(&row, "slow_retry")?, ground.get::<bool>(&row, "other_rule")?);
-    if slow {
-        ground.execute("ALTER SYSTEM SET wal_retrieve_retry_interval = '100ms'").await?;
-    }
-    if other {
-        ground.execute(&format!("ALTER SYSTEM SET synchronous_standby_names = {}", literal(rule))).await?;
-    }
-    if slow || other {
-        ground.execute("SELECT pg_reload_conf()").await?;
-    }
-    ground.done();
-    Ok(())
+    Err(ground.fail(Cause::Guard(seen)))
 }

@@ -10,12 +10,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use decision::Policy;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, User, geteuid};
 use tokio_postgres::{Client, NoTls};
 use topology::act::Remote;
 use topology::node::Port;
-use topology::{Address, Connector, Encryption, Login, ReplicationLogin};
+use topology::probe::Pace;
+use topology::{Address, ClusterConfig, Connector, Encryption, Login, NodeConfig, ReplicationLogin, Topology, Watch};
 
 /// Debian's folders, newest first; 15 and later.
 const VERSIONS: [&str; 4] = ["18", "17", "16", "15"];
@@ -238,7 +240,7 @@ fn settings(server: &Server, folder: &Path) -> String {
         "port = {}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{}'\nfsync = off\nshared_buffers = 16MB\n\
          wal_level = replica\nhot_standby = on\nhot_standby_feedback = off\nwal_log_hints = on\n\
          wal_keep_size = 256MB\nwal_receiver_timeout = 5s\nwal_receiver_status_interval = 1s\nautovacuum = off\n\
-         log_min_messages = info\nmax_wal_senders = 10",
+         log_min_messages = info\nlog_line_prefix = '%m [%b] '\nmax_wal_senders = 10",
         server.port,
         folder.display()
     )
@@ -251,4 +253,39 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
         assert!(Instant::now() < end, "not in 20 s: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+/// A cluster as its monitor is told of it.
+pub(crate) fn config(cluster: &Cluster) -> ClusterConfig {
+    let node = |server: &Server| NodeConfig {
+        name: server.name.as_str().into(),
+        address: server.address(),
+        priority: 0,
+        zone: String::new(),
+    };
+    ClusterConfig {
+        name: "main".into(),
+        nodes: cluster.servers.iter().map(node).collect(),
+        login: login("postgres"),
+        replication: replication(),
+        policy: Policy::default(),
+        pace: Pace { interval: SECOND / 4, timeout: SECOND },
+        store: Some(cluster.folder.path().join("store")),
+    }
+}
+
+/// Waits at most 30 s for a snapshot.
+pub(crate) async fn snapshot(watch: &Watch, what: &str, holds: impl Fn(&Topology) -> bool) -> Arc<Topology> {
+    let mut snapshots = watch.subscribe();
+    let seen = tokio::time::timeout(30 * SECOND, snapshots.wait_for(|topology| holds(topology))).await;
+    match seen {
+        Ok(Ok(topology)) => topology.clone(),
+        _ => panic!("not in 30 s: {what}; now {:#?}", watch.now()),
+    }
+}
+
+/// What the monitor says, with `RUST_LOG` and `--nocapture`.
+pub(crate) fn log() {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
 }

@@ -1,0 +1,217 @@
+//! The one loop that feeds the decision: readings, suspicions, time and outcomes go in, orders and snapshots come out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use decision::{Action, Coordinator, Event, Millis, NodeId, View};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::history::History;
+use crate::lag::Lag;
+use crate::orders::undone;
+use crate::probe::Report;
+use crate::translate::{Names, contact, millis};
+use crate::{Lsn, Node, PrimarySample, Reading, Role, Topology};
+
+/// The decision's clock beats this often; everything urgent is an event of its own.
+const TICK: Duration = Duration::from_millis(50);
+
+pub(crate) struct Driver {
+    pub(crate) coordinator: Coordinator,
+    pub(crate) names: Arc<Names>,
+    pub(crate) history: History,
+    pub(crate) reports: mpsc::Receiver<Report>,
+    pub(crate) suspicions: mpsc::Receiver<usize>,
+    pub(crate) outcomes: mpsc::Receiver<Event>,
+    pub(crate) nodes: Vec<mpsc::Sender<Action>>,
+    pub(crate) store: mpsc::Sender<Action>,
+    pub(crate) nudges: Vec<Arc<Notify>>,
+    pub(crate) topology: Topology,
+    pub(crate) published: watch::Sender<Arc<Topology>>,
+    pub(crate) positions: Positions,
+    pub(crate) began: Instant,
+    /// Outcomes of orders that found no room.
+    pub(crate) refused: Vec<Event>,
+}
+
+/// What is known of the nodes' positions: it goes into the snapshot, and no decision looks at it.
+#[derive(Debug, Default)]
+pub(crate) struct Positions {
+    lag: Lag,
+    replayed: HashMap<usize, (Lsn, Instant)>,
+}
+
+impl Driver {
+    /// Until the probes are gone.
+    pub(crate) async fn run(mut self) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // with nobody left to suspect anything, the branch rests
+        let mut suspecting = true;
+        loop {
+            for event in std::mem::take(&mut self.refused) {
+                self.feed(event);
+            }
+            tokio::select! {
+                outcome = self.outcomes.recv() => match outcome {
+                    Some(event) => self.feed(event),
+                    None => return,
+                },
+                report = self.reports.recv() => match report {
+                    Some(report) => self.report(&report),
+                    None => return,
+                },
+                node = self.suspicions.recv(), if suspecting => match node {
+                    Some(node) => self.suspect(node),
+                    None => suspecting = false,
+                },
+                _ = ticks.tick() => self.feed(Event::Tick),
+            }
+        }
+    }
+
+    fn suspect(&mut self, node: usize) {
+        let Some(nudge) = self.nudges.get(node) else { return };
+        nudge.notify_one();
+        if let Ok(node) = u8::try_from(node) {
+            self.feed(Event::ConnectionLost { node: NodeId(node), own: false });
+        }
+    }
+
+    fn report(&mut self, report: &Report) {
+        let Ok(node) = u8::try_from(report.node).map(NodeId) else { return };
+        let event = match &report.outcome {
+            Ok(reading) => {
+                self.position(report, reading);
+                let contact = decision::Contact::Reached(Box::new(self.names.report(reading)));
+                Event::Probed { node, contact }
+            }
+            Err(failure) => {
+                tracing::debug!(node = self.names.cluster.name(node), %failure, "not read");
+                match contact(failure) {
+                    Some(contact) => Event::Probed { node, contact },
+                    None => Event::ConnectionLost { node, own: true },
+                }
+            }
+        };
+        let is_reading = report.outcome.is_ok();
+        self.feed(event);
+        if is_reading {
+            self.publish();
+        }
+    }
+
+    /// Notes what the snapshot says of positions.
+    fn position(&mut self, report: &Report, reading: &Reading) {
+        match (self.topology.primary == Some(report.node), reading.inserted) {
+            (true, Some(position)) => {
+                self.positions.lag.primary_at(position, report.begun);
+                if report.number > self.topology.sample.number {
+                    self.topology.sample = PrimarySample { number: report.number, position };
+                }
+            }
+            _ => {
+                if let Some(replayed) = reading.replayed.filter(|_| reading.in_recovery) {
+                    self.positions.replayed.insert(report.node, (replayed, report.begun));
+                }
+            }
+        }
+    }
+
+    /// Tells the decision, and does what it says.
+    fn feed(&mut self, event: Event) {
+        let now = Instant::now();
+        if !matches!(event, Event::Tick | Event::Probed { .. }) {
+            tracing::debug!(?event, "outcome");
+        }
+        self.history.event(now, &event);
+        let actions = self.coordinator.step(self.millis(now), event);
+        for action in actions {
+            if !matches!(action, Action::Announce(_)) {
+                tracing::debug!(?action, phase = self.coordinator.phase(), "order");
+            }
+            self.history.action(now, &action);
+            self.order(action);
+        }
+    }
+
+    fn millis(&self, now: Instant) -> Millis {
+        millis(now.saturating_duration_since(self.began))
+    }
+
+    fn order(&mut self, action: Action) {
+        let queue = match &action {
+            Action::Announce(view) => {
+                self.announce(&view.clone());
+                return;
+            }
+            Action::ProbeNow { node } => {
+                if let Some(nudge) = self.nudges.get(node.index()) {
+                    nudge.notify_one();
+                }
+                return;
+            }
+            Action::ReadStore | Action::ClaimTerm { .. } | Action::Publish { .. } => Some(&self.store),
+            Action::Promote(promotion) => self.nodes.get(promotion.node().index()),
+            Action::Fence { node, .. }
+            | Action::Unfence { node, .. }
+            | Action::Drain { node, .. }
+            | Action::Repoint { node, .. }
+            | Action::WriteTerm { node, .. }
+            | Action::SetRule { node, .. }
+            | Action::Barrier { node, .. }
+            | Action::Checkpoint { node }
+            | Action::Quarantine { node } => self.nodes.get(node.index()),
+        };
+        let refused = match queue {
+            Some(queue) if queue.try_send(action.clone()).is_ok() => return,
+            Some(_) => "too many orders wait for it",
+            None => "there is no such node",
+        };
+        tracing::error!(?action, refused, "an order is not carried out");
+        // its outcome is fed at the next turn of the loop, not from within this one
+        if let Some(event) = undone(action, refused) {
+            self.refused.push(event);
+        }
+    }
+
+    fn announce(&mut self, view: &View) {
+        self.topology.epoch = view.epoch;
+        self.topology.primary = view.primary.map(NodeId::index);
+        self.topology.term = view.term.0;
+        self.topology.next_xid = view.next_xid;
+        self.topology.why = view.reason.as_ref().map(ToString::to_string).unwrap_or_default().into();
+        for (node, standing) in self.topology.nodes.iter_mut().zip(&view.nodes) {
+            node.role = match standing.role {
+                decision::Role::Primary => Role::Primary,
+                decision::Role::Standby => Role::Standby,
+                decision::Role::Out => Role::Out,
+            };
+            if *node.why != *standing.why {
+                node.why = standing.why.as_str().into();
+            }
+        }
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        for (index, node) in self.topology.nodes.iter_mut().enumerate() {
+            let seen = self.positions.replayed.get(&index);
+            place(node, seen.copied(), &self.positions.lag);
+        }
+        self.published.send_replace(Arc::new(self.topology.clone()));
+    }
+}
+
+fn place(node: &mut Node, seen: Option<(Lsn, Instant)>, lag: &Lag) {
+    match (node.role, seen) {
+        (Role::Standby, Some((replayed, at))) => {
+            node.replayed = replayed;
+            node.lag = lag.of(replayed, at);
+        }
+        (Role::Primary, _) => node.lag = Some(Duration::ZERO),
+        _ => node.lag = None,
+    }
+}
