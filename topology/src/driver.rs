@@ -32,6 +32,8 @@ pub(crate) struct Driver {
     pub(crate) published: watch::Sender<Arc<Topology>>,
     pub(crate) positions: Positions,
     pub(crate) began: Instant,
+    /// An answer that took longer than this is none.
+    pub(crate) timeout: Duration,
     /// Outcomes of orders that found no room.
     pub(crate) refused: Vec<Event>,
 }
@@ -83,6 +85,10 @@ impl Driver {
     fn report(&mut self, report: &Report) {
         let Ok(node) = u8::try_from(report.node).map(NodeId) else { return };
         let event = match &report.outcome {
+            // it says how things were: this process may have been stopped since
+            Ok(_) if report.begun.elapsed() > self.timeout => {
+                Event::Probed { node, contact: decision::Contact::Silent }
+            }
             Ok(reading) => {
                 self.position(report, reading);
                 let contact = decision::Contact::Reached(Box::new(self.names.report(reading)));

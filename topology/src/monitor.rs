@@ -171,6 +171,7 @@ impl Monitor {
             published,
             positions: Positions::default(),
             began: Instant::now(),
+            timeout: config.pace.timeout,
             refused: Vec::new(),
         };
         tasks.spawn(driver.run());

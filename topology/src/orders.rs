@@ -61,8 +61,9 @@ impl NodeOrders {
             let Some(action) = action else { return };
             while background.try_join_next().is_some() {}
             match action {
-                // nobody waits for it, and it may take minutes: the node's next orders do not
+                // nobody waits for these, and the node's next orders do not either
                 Action::Checkpoint { .. } => drop(background.spawn(checkpoint(self.remote.clone(), self.deadlines))),
+                Action::Quarantine { .. } => drop(background.spawn(quarantine(self.remote.clone(), self.deadlines))),
                 action => {
                     if let Some(event) = Box::pin(self.carry_out(action)).await {
                         let _ = self.outcomes.send(event).await;
@@ -84,6 +85,7 @@ impl NodeOrders {
                     Err(error) => Event::UnfenceFailed { node, term, why: said(&error) },
                 }
             }
+            // the claim of this order and of `SetRule` is not read again: no other process can open the store
             Action::Repoint { upstream, marker, .. } => {
                 let drained = self.drained.filter(|(term, _)| Some(*term) == marker);
                 let mark = marker.map(|term| term.0);
@@ -108,16 +110,9 @@ impl NodeOrders {
                     Err(error) => Event::BarrierFailed { node, rule, why: said(&error) },
                 }
             }
-            Action::Quarantine { .. } => {
-                match act::quarantine(&self.remote, self.deadlines.setting).await {
-                    Ok(sessions) => tracing::warn!(node = %self.remote.node, sessions, "quarantined"),
-                    Err(error) => drop(said(&error)),
-                }
-                return None;
-            }
-            // the driver's own
-            Action::Checkpoint { .. } | Action::ProbeNow { .. } | Action::Announce(_) => return None,
-            Action::ReadStore | Action::ClaimTerm { .. } | Action::Publish { .. } => return None,
+            // carried out elsewhere
+            Action::Checkpoint { .. } | Action::Quarantine { .. } | Action::ProbeNow { .. } => return None,
+            Action::Announce(_) | Action::ReadStore | Action::ClaimTerm { .. } | Action::Publish { .. } => return None,
         })
     }
 
@@ -213,6 +208,13 @@ async fn checkpoint(remote: Remote, deadlines: Deadlines) {
     }
 }
 
+async fn quarantine(remote: Remote, deadlines: Deadlines) {
+    match act::quarantine(&remote, deadlines.setting).await {
+        Ok(sessions) => tracing::warn!(node = %remote.node, sessions, "quarantined"),
+        Err(error) => drop(said(&error)),
+    }
+}
+
 /// What an order becomes that was not carried out at all.
 pub(crate) fn undone(action: Action, why: &str) -> Option<Event> {
     let why = why.to_owned();
@@ -223,7 +225,7 @@ pub(crate) fn undone(action: Action, why: &str) -> Option<Event> {
         Action::Promote(promotion) => Event::PromoteFailed { node: promotion.node(), term: promotion.term(), why },
         Action::Repoint { node, upstream, .. } => Event::RepointFailed { node, upstream, why },
         Action::WriteTerm { node, rule } => Event::TermWriteFailed { node, rule, why },
-        Action::SetRule { node, rule } => Event::RuleSetFailed { node, rule, why },
+        Action::SetRule { node, rule, .. } => Event::RuleSetFailed { node, rule, why },
         Action::Barrier { node, rule } => Event::BarrierFailed { node, rule, why },
         Action::ReadStore | Action::ClaimTerm { .. } | Action::Publish { .. } => Event::StoreLost { why },
         Action::Checkpoint { .. } | Action::Quarantine { .. } | Action::ProbeNow { .. } | Action::Announce(_) => {

@@ -197,3 +197,18 @@ async fn a_quarantined_primary_is_read_only_and_a_term_write_lifts_it() {
     until("sessions may write again", async || session.batch_execute("CREATE TABLE IF NOT EXISTS t ()").await.is_ok())
         .await;
 }
+
+#[tokio::test]
+async fn a_coordinator_that_sleeps_loses_the_nodes_lock() {
+    let cluster = Cluster::start(1).await;
+    let sleeper = cluster.servers[1].connect().await;
+    sleeper.batch_execute("SELECT pg_advisory_lock(8099569398603408505)").await.unwrap();
+    let evidence = act::fence(&cluster.remote(1), 2, 5 * SECOND).await.unwrap();
+    assert!(evidence.received.is_some());
+    assert!(sleeper.batch_execute("SELECT 1").await.is_err(), "its session was ended");
+    // and the lock was given back
+    act::fence(&cluster.remote(1), 3, 5 * SECOND).await.unwrap();
+    let free = cluster.servers[1].connect().await;
+    let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'";
+    assert_eq!(free.query_one(held, &[]).await.unwrap().get::<_, i64>(0), 0);
+}

@@ -35,6 +35,11 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Advisory lock of a node, in the monitor's database: the letters `pgsteady`.
 const NODE_LOCK: i64 = 0x7067_7374_6561_6479;
 
+const END_HOLDER: &str = "\
+SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1
+ AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+ AND (classid::bigint << 32) | objid::bigint = $1 AND pid <> pg_backend_pid()";
+
 /// A node, and the monitor's servers to it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Remote {
@@ -109,14 +114,15 @@ impl Remote {
         Ok(Ground { server: Some(server), node: self.node.clone(), action, until, deadline, locked: false })
     }
 
-    /// The same under the node's lock: what checks and then changes a standby is not to be overtaken by another
-    /// coordinator in between. The lock ends with the session, so a coordinator that is gone holds none.
+    /// The same under the node's lock: what checks and then changes a node is not to be overtaken by another coordinator
+    /// in between. Whoever holds it is ended: it slept, or its deadline has passed.
     pub(crate) async fn begin_alone(&self, action: &'static str, deadline: Duration) -> Result<Ground, ActError> {
         let mut ground = self.begin(action, deadline).await?;
         while !ground
             .get::<bool>(&ground.row("SELECT pg_try_advisory_lock($1) AS mine", &[&NODE_LOCK]).await?, "mine")?
         {
-            ground.wait(|| "another coordinator holds the node's lock".into()).await?;
+            ground.rows(END_HOLDER, &[&NODE_LOCK]).await?;
+            ground.wait(|| "another session holds the node's lock".into()).await?;
         }
         ground.locked = true;
         Ok(ground)

@@ -146,7 +146,7 @@ pub async fn set_rule(remote: &Remote, k: u32, cohort: &[String], deadline: Dura
     const IN_FORCE: &str = "\
         SELECT current_setting('synchronous_standby_names') = $1 AS set, NOT EXISTS (SELECT FROM pg_stat_replication
           WHERE state = 'streaming' AND (application_name = ANY ($2)) <> (sync_state <> 'async')) AS followed";
-    let ground = remote.begin("set synchronous_standby_names", deadline).await?;
+    let ground = remote.begin_alone("set synchronous_standby_names", deadline).await?;
     let rule = rule_text(k, cohort);
     let cohort = if rule.is_empty() { &[] } else { cohort };
     let mut ordered = false;
