@@ -29,7 +29,9 @@ case $purpose in
     bench) need pgbouncer has_file '/usr/sbin/pgbouncer' ;;
     regress)
         major=$(ls /usr/lib/postgresql 2>/dev/null | awk '$1 >= 15' | sort -n | head -1)
-        need "postgresql-server-dev-${major:-all}" has_file "/usr/include/postgresql/$major/server/postgres.h"
+        # Of the very version that is installed, which is not to be upgraded behind its owner's back.
+        exact=$(dpkg-query -W -f "=\${Version}" "postgresql-$major" 2>/dev/null || true)
+        need "postgresql-server-dev-${major:-all}$exact" has_file "/usr/include/postgresql/$major/server/postgres.h"
         need dpkg-dev command -v dpkg-source
         need libpq-dev has_file '/usr/include/postgresql/libpq-fe.h'
         ;;
