@@ -144,7 +144,7 @@ impl Pgsteady {
         let log = File::create(folder.path().join("log")).expect("a log can be made");
         let errors = log.try_clone().expect("a file can be opened twice");
         let file = write(&folder, &port, config);
-        let mut command = Command::new(program());
+        let mut command = process::bound_to_us(&program());
         command.arg("run").arg("-c").arg(file).stdin(Stdio::null()).stdout(log).stderr(errors);
         let process = command.spawn().expect("pgsteady can be run");
         let mut started = Self { process, port, folder };

@@ -106,12 +106,7 @@ impl Programs {
     /// A program of this version, to be run by the account of PostgreSQL.
     #[must_use]
     pub fn command(&self, name: &str) -> Command {
-        let mut command = Command::new(self.bin.join(name));
-        command.env("LC_ALL", "C.UTF-8").env("HOME", base()).current_dir("/").stdin(Stdio::null());
-        if let Some(account) = account() {
-            command.uid(account.uid.as_raw()).gid(account.gid.as_raw());
-        }
-        command
+        as_account(Command::new(self.bin.join(name)))
     }
 
     /// The golden data directory, made if it is not there: cleanly shut down, so that a copy of it is a base backup.
@@ -138,6 +133,15 @@ impl Programs {
         File::create(golden.join("done")).expect("a file of the tests can be made");
         data
     }
+}
+
+/// Runs as the account of PostgreSQL, with nothing of ours in its surroundings.
+fn as_account(mut command: Command) -> Command {
+    command.env("LC_ALL", "C.UTF-8").env("HOME", base()).current_dir("/").stdin(Stdio::null());
+    if let Some(account) = account() {
+        command.uid(account.uid.as_raw()).gid(account.gid.as_raw());
+    }
+    command
 }
 
 /// The repository's folder.
@@ -255,7 +259,7 @@ impl Node {
         assert!(self.process.is_none(), "{} is running", self.name);
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log can be opened");
         let errors = log.try_clone().expect("a file can be opened twice");
-        let mut command = self.programs.command("postgres");
+        let mut command = as_account(process::bound_to_us(&self.programs.bin.join("postgres")));
         command.arg("-D").arg(self.data()).stdout(log).stderr(errors).process_group(0);
         self.process = Some(command.spawn().expect("postgres can be started"));
     }

@@ -1,10 +1,21 @@
 //! Processes as the kernel shows them: trees, signals, memory and CPU time. Only of what a test started.
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+/// A command that runs `program` and is killed when the thread that starts it ends: a test that is killed itself, by Ctrl-C
+/// or by its limit, leaves nothing behind. To be started from the test's own thread, not from one of a pool.
+#[must_use]
+pub fn bound_to_us(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
+}
 
 /// Sends a signal; a process that is gone already is no error.
 pub fn signal(pid: i32, signal: Signal) {
