@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
@@ -264,5 +265,7 @@ impl Drop for Pgsteady {
 
 fn write(folder: &Folder, port: &Port, config: &Config) -> PathBuf {
     let address = Value::Array(vec![format!("127.0.0.1:{}", port.number()).into()]);
-    folder.write("pgsteady.toml", &config.clone().set("listen.address", address).text())
+    let file = folder.write("pgsteady.toml", &config.clone().set("listen.address", address).text());
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("our own file's mode can be set");
+    file
 }

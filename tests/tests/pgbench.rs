@@ -22,8 +22,9 @@ async fn without_errors(programs: Programs) {
     let mut expected = 0;
     for mode in ["simple", "extended", "prepared"] {
         for (transactions, more) in TRANSACTIONS {
-            // Every second transaction writes.
-            let weights = ["-n", "-b", "simple-update", "-b", "select-only", "-c", "16", "-j", "2"];
+            // Every second transaction writes. A thread a client: pgbench waits for a prepare with its whole thread, and
+            // the server it waits for may be in a transaction that the same thread has to go on with.
+            let weights = ["-n", "-b", "simple-update", "-b", "select-only", "-c", "16", "-j", "16"];
             let arguments = [&weights[..], &["-M", mode, "-t", transactions], more].concat();
             let report = pgbench(&pgsteady, &programs, &arguments);
             let total = 16 * transactions.parse::<u32>().expect("a number");
