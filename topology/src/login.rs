@@ -95,7 +95,7 @@ pub struct Login {
 /// of them say anything about the node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// Nobody listens there (connection refused, or the Unix socket is missing).
+    /// Nobody listens there (connection refused or closed before the login was through, or no such Unix socket).
     Refused(String),
     /// SQLSTATE 57P03: PostgreSQL starts, recovers or shuts down.
     Starting(String),
@@ -142,10 +142,11 @@ impl Failure {
             Some(std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound) => {
                 Failure::Refused(cause(error))
             }
+            // somebody accepted (a forwarder, a listener that is closing) and let go at once: nobody serves there
             Some(std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::UnexpectedEof) => {
-                Failure::Lost(cause(error))
+                Failure::Refused(cause(error))
             }
-            _ if error.is_closed() => Failure::Lost(cause(error)),
+            _ if error.is_closed() => Failure::Refused(cause(error)),
             _ => Failure::Unreachable(cause(error)),
         }
     }

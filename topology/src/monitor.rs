@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use decision::{Cluster, ClusterError, Coordinator, Managed, Member, NodeId, Policy};
+use decision::{Action, Cluster, ClusterError, Coordinator, Event, Managed, Member, NodeId, Policy};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -16,7 +16,7 @@ use crate::driver::{Driver, Positions};
 use crate::history::History;
 use crate::login::Connector;
 use crate::orders::{Deadlines, MAX_ORDERS, NodeOrders, store_orders};
-use crate::probe::{Pace, Probe};
+use crate::probe::{Pace, Probe, Report};
 use crate::store::{FileStore, MemoryStore, Store, StoreError};
 use crate::translate::Names;
 use crate::{Address, Login, Lsn, Node, PrimarySample, ReplicationLogin, Role, Topology, Watch};
@@ -125,37 +125,9 @@ impl Monitor {
             tasks.spawn(store_orders(store, orders, outcome.clone()));
             queue
         };
-        let login = Arc::new(config.login.clone());
-        let replication = Arc::new(config.replication.clone());
-        let deadlines = deadlines(config);
-        let (mut queues, mut nudges) = (Vec::new(), Vec::new());
-        for (index, node) in (0u8..).zip(&config.nodes) {
-            let address = names.addresses[usize::from(index)].clone();
-            let connector = Connector { node: node.name.clone(), address, login: login.clone() };
-            let (queue, orders) = mpsc::channel(MAX_ORDERS);
-            let worker = NodeOrders {
-                node: NodeId(index),
-                remote: Remote::new(connector.clone()),
-                names: names.clone(),
-                replication: replication.clone(),
-                deadlines,
-                outcomes: outcome.clone(),
-                drained: None,
-            };
-            tasks.spawn(worker.run(orders));
-            queues.push(queue);
-            let nudge = Arc::new(Notify::new());
-            nudges.push(nudge.clone());
-            let probe = Probe {
-                node: usize::from(index),
-                connector,
-                pace: config.pace,
-                reports: reporter.clone(),
-                nudge,
-                samples_begun: samples_begun.clone(),
-            };
-            tasks.spawn(probe.run());
-        }
+        let ends = Ends { outcome, reporter, samples_begun: samples_begun.clone() };
+        let (queues, nudges) = attend(config, &names, &ends, &mut tasks);
+        drop(ends); // the driver ends when the tasks have
         let history = History::new(config.name.clone(), names.cluster.clone(), failover);
         let driver = Driver {
             coordinator,
@@ -178,6 +150,50 @@ impl Monitor {
         let watch = Watch::new(snapshots, suspect, samples_begun).with_failovers(failovers);
         Ok((watch, Monitor { _tasks: tasks }))
     }
+}
+
+/// What the tasks of a node hold of the driver.
+struct Ends {
+    outcome: mpsc::Sender<Event>,
+    reporter: mpsc::Sender<Report>,
+    samples_begun: Arc<AtomicU64>,
+}
+
+type Queues = (Vec<mpsc::Sender<Action>>, Vec<Arc<Notify>>);
+
+/// Starts each node's probe and the task that carries out its orders.
+fn attend(config: &ClusterConfig, names: &Arc<Names>, ends: &Ends, tasks: &mut JoinSet<()>) -> Queues {
+    let login = Arc::new(config.login.clone());
+    let replication = Arc::new(config.replication.clone());
+    let (mut queues, mut nudges) = (Vec::new(), Vec::new());
+    for (index, node) in (0u8..).zip(&config.nodes) {
+        let address = names.addresses[usize::from(index)].clone();
+        let connector = Connector { node: node.name.clone(), address, login: login.clone() };
+        let (queue, orders) = mpsc::channel(MAX_ORDERS);
+        let worker = NodeOrders {
+            node: NodeId(index),
+            remote: Remote::new(connector.clone()),
+            names: names.clone(),
+            replication: replication.clone(),
+            deadlines: deadlines(config),
+            outcomes: ends.outcome.clone(),
+            drained: None,
+        };
+        tasks.spawn(worker.run(orders));
+        queues.push(queue);
+        let nudge = Arc::new(Notify::new());
+        nudges.push(nudge.clone());
+        let probe = Probe {
+            node: usize::from(index),
+            connector,
+            pace: config.pace,
+            reports: ends.reporter.clone(),
+            nudge,
+            samples_begun: ends.samples_begun.clone(),
+        };
+        tasks.spawn(probe.run());
+    }
+    (queues, nudges)
 }
 
 fn names(config: &ClusterConfig) -> Result<Names, MonitorError> {
