@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use common::{Cluster, SECOND};
 use nix::sys::signal::Signal;
+use openssl::ssl::{SslConnector, SslMethod};
 use tokio::sync::{Notify, mpsc};
 use topology::act;
 use topology::probe::{Pace, Probe, Report};
-use topology::{Address, Connector, Failure, Reading, TermRow};
+use topology::{Address, Connector, Encryption, Failure, Login, Reading, TermRow};
 
 struct Probing {
     reports: mpsc::Receiver<Report>,
@@ -145,4 +146,29 @@ async fn a_crash_restart_shows_and_a_unix_socket_serves() {
     connector.address = Arc::new(Address::Tcp("no.such.host.invalid".into(), 1));
     let unknown = probing(connector, SECOND).failure().await;
     assert!(matches!(unknown, Failure::Unreachable(_) | Failure::Silent(_)), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn the_monitor_speaks_tls_and_checks_whom_it_speaks_to() {
+    let mut cluster = Cluster::start(0).await;
+    let certificate = cluster.servers[0].certify();
+    cluster.servers[0].stop(Signal::SIGQUIT);
+    cluster.servers[0].start();
+    drop(cluster.servers[0].connect().await);
+    let tls = |host: &str, verify_host| {
+        let mut tls = SslConnector::builder(SslMethod::tls()).unwrap();
+        tls.set_ca_file(&certificate).unwrap();
+        let mut connector = cluster.connector(0, "postgres");
+        connector.address = Arc::new(Address::Tcp(host.into(), cluster.servers[0].port));
+        let encryption = Encryption::Require { connector: tls.build(), verify_host };
+        connector.login = Arc::new(Login { encryption, ..common::login("postgres") });
+        connector
+    };
+    for (host, verify_host) in [("localhost", true), ("127.0.0.1", false)] {
+        let server = tls(host, verify_host).connect().await.unwrap();
+        let ssl = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+        assert!(server.client().query_one(ssl, &[]).await.unwrap().get::<_, bool>(0));
+    }
+    let wrong_name = tls("127.0.0.1", true).connect().await.unwrap_err();
+    assert!(matches!(wrong_name, Failure::Unreachable(_)), "{wrong_name:?}");
 }

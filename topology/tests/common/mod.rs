@@ -125,6 +125,17 @@ impl Server {
         }
     }
 
+    /// A certificate for `localhost` and its key, as `openssl req -x509` makes them; returns the certificate.
+    pub(crate) fn certify(&self) -> PathBuf {
+        let (key, certificate) = (self.data.join("server.key"), self.data.join("server.crt"));
+        let mut openssl = Command::new("openssl");
+        openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]);
+        openssl.args(["-addext", "subjectAltName=DNS:localhost"]);
+        run(openssl.arg("-keyout").arg(&key).arg("-out").arg(&certificate));
+        self.configure("ssl = on");
+        certificate
+    }
+
     pub(crate) fn configure(&self, lines: &str) {
         let path = self.data.join("postgresql.conf");
         let text = fs::read_to_string(&path).unwrap() + lines + "\n";
