@@ -61,9 +61,9 @@ impl Entry {
         matches!(&self.config.target, Target::Cluster(name) if **name == *cluster)
     }
 
-    /// How long its sessions keep a server.
-    pub(crate) fn mode(&self) -> Mode {
-        match self.config.pool_mode {
+    /// How long its sessions keep a server; what is said of the user counts first.
+    pub(crate) fn mode(&self, of_user: Option<PoolMode>) -> Mode {
+        match of_user.unwrap_or(self.config.pool_mode) {
             PoolMode::Session => Mode::Session,
             PoolMode::Transaction => Mode::Transaction,
             PoolMode::Statement => Mode::Statement,
@@ -95,8 +95,8 @@ impl Entry {
         if pools.len() >= MAX_USERS {
             return None;
         }
-        let size = self.config.pool_size;
-        let pool = Pool::new(opener(&self.watch.now())?, size, shared.workers());
+        let size = shared.config().users.get(user).and_then(|user| user.pool_size).unwrap_or(self.config.pool_size);
+        let pool = Pool::new(opener(&self.watch.now())?, size, self.config.min_pool_size, shared.workers());
         pools.insert((user.clone(), node), pool.clone());
         Some(pool)
     }

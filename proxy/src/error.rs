@@ -35,6 +35,8 @@ pub enum Denial {
     IdleInTransaction,
     /// Idle for too long.
     Idle,
+    /// A transaction was opened where the pool is lent for single statements.
+    TransactionBlock,
     /// pgsteady stops.
     ShuttingDown,
 }
@@ -80,6 +82,11 @@ impl Denial {
             Self::Idle => {
                 Report::error(sqlstate::IDLE_SESSION_TIMEOUT, "terminating connection due to idle-session timeout")
             }
+            Self::TransactionBlock => Report::error(
+                sqlstate::FEATURE_NOT_SUPPORTED,
+                "transaction blocks not allowed in statement pooling mode",
+            )
+            .hint("pool_mode = \"transaction\" allows them."),
             Self::ShuttingDown => {
                 Report::error(sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command")
             }
@@ -145,16 +152,17 @@ mod tests {
     }
 
     #[test]
-    fn all_of_them_end_the_connection() {
-        for denial in [
-            Denial::TooManyClients,
-            Denial::NoServer(Duration::from_secs(3)),
-            Denial::NoPrimary(Duration::from_millis(1500), "n1 is lost".to_owned()),
-            Denial::ShuttingDown,
+    fn a_client_without_a_server_stays_and_all_others_go() {
+        let no_primary = Denial::NoPrimary(Duration::from_millis(1500), "n1 is lost".to_owned());
+        for (denial, ends) in [
+            (Denial::TooManyClients, true),
+            (Denial::ShuttingDown, true),
+            (Denial::NoServer(Duration::from_secs(3)), false),
+            (no_primary, false),
         ] {
             let mut out = BytesMut::new();
             denial.report().write(&mut out).unwrap();
-            assert!(View::new(&out[5..]).is_fatal(), "{denial:?}");
+            assert_eq!(View::new(&out[5..]).is_fatal(), ends, "{denial:?}");
         }
         let report = Denial::NoPrimary(Duration::from_millis(1500), String::new()).report();
         assert_eq!(report.message(), "there has been no primary for 1s 500ms");

@@ -5,6 +5,7 @@ mod cancel;
 pub mod check;
 pub mod cli;
 mod clock;
+pub mod clusters;
 pub mod config;
 mod entry;
 pub mod error;

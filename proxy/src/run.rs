@@ -1,6 +1,5 @@
 //! `pgsteady run`: the proxy and the monitors of its clusters, until a signal ends them.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +7,7 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
+use crate::clusters::Clusters;
 use crate::config::Config;
 use crate::log::Started;
 use crate::serve::Proxy;
@@ -29,7 +29,8 @@ pub fn run(config: &Arc<Config>, log: &Started) -> Result<(), String> {
 async fn serve(config: Arc<Config>, log: &Started) -> Result<(), String> {
     let mut reloads = signal(SignalKind::hangup()).map_err(|error| format!("signals could not be watched: {error}"))?;
     let mut ends = Ends::new().map_err(|error| format!("signals could not be watched: {error}"))?;
-    let proxy = Proxy::start(&config, &HashMap::new())?;
+    let clusters = Clusters::start(&config)?;
+    let proxy = Proxy::start(&config, clusters.watches())?;
     for address in proxy.addresses() {
         tracing::info!(%address, "listening");
     }

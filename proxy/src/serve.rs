@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use topology::{Role, Topology, Watch};
 
 use crate::auth::Store;
+use crate::check;
 use crate::config::{Change, Config};
 use crate::listener::{self, Bound, Part};
 use crate::shared::Shared;
@@ -79,6 +80,9 @@ impl Proxy {
     /// A file that the new configuration names cannot be used; the old one stays in force.
     pub fn reload(&self, config: Arc<Config>) -> Result<Vec<Change>, String> {
         let changes = self.shared.config().diff(&config);
+        if let Some(wrong) = check::files(&config).first() {
+            return Err(wrong.clone());
+        }
         self.shared.store.replace(&config)?;
         self.shared.tls.replace(&config).map_err(|(section, error)| format!("{section}: {error}"))?;
         self.shared.replace_config(config);

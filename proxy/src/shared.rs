@@ -34,6 +34,9 @@ pub(crate) struct Shared {
     /// Time to the tick.
     pub(crate) clock: Arc<Clock>,
     clients: AtomicUsize,
+    /// Clients of those users that have a limit.
+    of_users: Mutex<HashMap<Arc<str>, usize>>,
+    held_bytes: AtomicUsize,
     holding: AtomicUsize,
     statements: AtomicU64,
     workers: usize,
@@ -52,6 +55,8 @@ impl Shared {
             hashing: Arc::default(),
             clock: Arc::default(),
             clients: AtomicUsize::new(0),
+            of_users: Mutex::default(),
+            held_bytes: AtomicUsize::new(0),
             holding: AtomicUsize::new(0),
             statements: AtomicU64::new(0),
         }
@@ -112,6 +117,25 @@ impl Shared {
         Counted::within(self, |shared| &shared.clients, self.config().limits.max_clients)
     }
 
+    /// Counts a client of this user in, unless there are too many.
+    pub(crate) fn admit_user(self: &Arc<Self>, user: &Arc<str>) -> Option<OfUser> {
+        let Some(limit) = self.config().users.get(user).and_then(|user| user.max_clients) else {
+            return Some(OfUser(None));
+        };
+        let mut counts = lock(&self.of_users);
+        let count = counts.entry(user.clone()).or_default();
+        if *count >= limit {
+            return None;
+        }
+        *count += 1;
+        Some(OfUser(Some((self.clone(), user.clone()))))
+    }
+
+    /// Bytes that clients sent while they wait.
+    pub(crate) fn held_bytes(&self) -> &AtomicUsize {
+        &self.held_bytes
+    }
+
     /// Counts a client in that has to wait for a server, unless too many do.
     pub(crate) fn hold(self: &Arc<Self>) -> Option<Counted> {
         Counted::within(self, |shared| &shared.holding, self.config().limits.hold_clients)
@@ -130,6 +154,22 @@ impl Shared {
     /// Prepared statements that a server may hold.
     pub(crate) fn max_prepared(&self) -> usize {
         self.config().limits.max_prepared_statements
+    }
+}
+
+/// One more client of a user, until it is dropped.
+pub(crate) struct OfUser(Option<(Arc<Shared>, Arc<str>)>);
+
+impl Drop for OfUser {
+    fn drop(&mut self) {
+        let Some((shared, user)) = &self.0 else { return };
+        let mut counts = lock(&shared.of_users);
+        if let Some(count) = counts.get_mut(user) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(user);
+            }
+        }
     }
 }
 

@@ -197,6 +197,11 @@ impl Wire {
         !self.rest.is_empty()
     }
 
+    /// Bytes of the leftover.
+    pub(crate) fn rest_len(&self) -> usize {
+        self.rest.len()
+    }
+
     /// Takes the leftover to work on it again.
     pub(crate) fn take_rest(&mut self) -> BytesMut {
         std::mem::take(&mut self.rest)

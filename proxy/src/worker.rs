@@ -21,6 +21,8 @@ pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     /// The buffer that each read goes to.
     pub(crate) scratch: RefCell<Box<[u8]>>,
+    /// A longer Query is not read as a whole.
+    pub(crate) max_query_bytes: usize,
     classifier: RefCell<Classifier>,
     interned: RefCell<Interned>,
     cards: RefCell<Vec<Weak<Card>>>,
@@ -38,6 +40,7 @@ impl Worker {
         Rc::new(Self {
             index,
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),
+            max_query_bytes: limits.statement_bytes,
             classifier: RefCell::new(Classifier::new(limits)),
             interned: RefCell::default(),
             cards: RefCell::default(),

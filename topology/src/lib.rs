@@ -24,6 +24,7 @@ pub mod store;
 mod translate;
 
 pub use conninfo::ReplicationLogin;
+pub use decision::{Durability, Managed, Millis, Policy};
 pub use history::{FailoverRecord, Failovers, MAX_FAILOVERS};
 pub use login::{APPLICATION_NAME, Connector, Encryption, Failure, Login, Secret, Server};
 pub use monitor::{ClusterConfig, Monitor, MonitorError, NodeConfig};

@@ -33,6 +33,8 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_s
 pub(crate) struct Pool {
     opener: Opener,
     size: usize,
+    /// Servers kept even when unused.
+    min_size: usize,
     state: Mutex<State>,
 }
 
@@ -115,9 +117,9 @@ impl Drop for Borrowed {
 
 impl Pool {
     /// A pool without servers.
-    pub(crate) fn new(opener: Opener, size: usize, workers: usize) -> Arc<Self> {
+    pub(crate) fn new(opener: Opener, size: usize, min_size: usize, workers: usize) -> Arc<Self> {
         let state = State { idle: (0..workers).map(|_| Vec::new()).collect(), ..State::default() };
-        Arc::new(Self { opener, size, state: Mutex::new(state) })
+        Arc::new(Self { opener, size, min_size: min_size.min(size), state: Mutex::new(state) })
     }
 
     /// What its servers are opened with.
@@ -183,11 +185,15 @@ impl Pool {
 
     /// Gives a server to whoever waits longest, or keeps it.
     fn give_back(&self, mut server: Server, worker: usize) {
+        server.idle_since = self.opener.clock.now();
+        self.keep(server, worker);
+    }
+
+    fn keep(&self, mut server: Server, worker: usize) {
         let mut state = self.lock();
         let stale = server.control.epoch.load(Ordering::Relaxed) < state.epoch;
         let too_many = state.taken > self.size;
-        server.idle_since = self.opener.clock.now();
-        let too_old = server.idle_since.since(server.opened) > self.opener.lifetime;
+        let too_old = self.opener.clock.now().since(server.opened) > self.opener.lifetime;
         if stale || too_many || too_old {
             drop(state); // the slot locks again
             return;
@@ -256,21 +262,37 @@ impl Pool {
     }
 
     /// Housekeeping: closes idle servers that are too old, idle too long, of an older epoch, or gone.
-    pub(crate) fn tidy(&self, now: Moment) {
+    pub(crate) fn tidy(self: &Arc<Self>, now: Moment) {
         let (idle, epoch) = {
             let mut state = self.lock();
             let idle: Vec<Vec<Server>> = state.idle.iter_mut().map(std::mem::take).collect();
             state.controls.retain(|control| control.strong_count() > 0);
             (idle, state.epoch)
         };
+        let mut spare = self.lock().taken.saturating_sub(self.min_size);
         for (worker, servers) in idle.into_iter().enumerate() {
             for server in servers {
-                let idle_for = now.since(server.idle_since);
-                let kept = self.fit(server, epoch).filter(|_| idle_for < self.opener.idle_timeout);
-                if let Some(server) = kept {
-                    self.give_back(server, worker);
+                let too_long = now.since(server.idle_since) >= self.opener.idle_timeout;
+                if too_long && spare > 0 {
+                    spare -= 1;
+                    continue;
+                }
+                match self.fit(server, epoch) {
+                    Some(server) => self.keep(server, worker),
+                    None => self.opener.watch.suspect(self.opener.node),
                 }
             }
+        }
+        self.open_to_minimum();
+    }
+
+    /// Opens one more server if there are fewer than are to be kept.
+    fn open_to_minimum(self: &Arc<Self>) {
+        let mut state = self.lock();
+        if state.taken < self.min_size && state.opening == 0 {
+            state.taken += 1;
+            state.opening += 1;
+            tokio::spawn(self.clone().open());
         }
     }
 
@@ -289,7 +311,7 @@ impl Pool {
         }
         for (worker, servers) in idle.into_iter().enumerate() {
             for server in servers {
-                self.give_back(server, worker); // closes those of an older epoch
+                self.keep(server, worker); // closes those of an older epoch
             }
         }
     }

@@ -47,6 +47,15 @@ pub(crate) struct Opener {
     pub(crate) failure: Mutex<Option<String>>,
 }
 
+/// Whether the sslmode's next attempt may fare better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    /// It may: TLS was the trouble, or the server refused this kind of connection.
+    Try,
+    /// It may not.
+    Stop,
+}
+
 /// A server that has just logged in, without a place in a pool.
 pub(crate) struct Opened {
     wire: Wire,
@@ -76,14 +85,16 @@ impl Opener {
         for attempt in self.tls.attempts(&self.address) {
             match self.attempt(*attempt, epoch).await {
                 Ok(opened) => return Ok(opened),
-                Err(failure) => last = failure,
+                Err((failure, Next::Stop)) => return Err(failure),
+                Err((failure, Next::Try)) => last = failure,
             }
         }
         Err(last)
     }
 
-    async fn attempt(&self, attempt: Attempt, epoch: u64) -> Result<Opened, Failure> {
-        let unreachable = |what: String| Failure::Unreachable(format!("{}: {what}", self.address));
+    async fn attempt(&self, attempt: Attempt, epoch: u64) -> Result<Opened, (Failure, Next)> {
+        let failed = |what: String, next| (Failure::Unreachable(format!("{}: {what}", self.address)), next);
+        let unreachable = |what: String| failed(what, Next::Stop);
         let (mut stream, binding) = match &self.address {
             Address::Unix(directory, port) => {
                 let file = directory.join(format!(".s.PGSQL.{port}"));
@@ -94,12 +105,10 @@ impl Opener {
                 let mut stream =
                     TcpStream::connect((host.as_str(), *port)).await.map_err(|error| unreachable(error.to_string()))?;
                 let _ = prepare_tcp(&stream);
-                match tls::request(&mut stream, attempt).await.map_err(|error| unreachable(error.to_string()))? {
+                match tls::request(&mut stream, attempt).await.map_err(|error| failed(error.to_string(), Next::Try))? {
                     Answer::Plain => (Stream::Tcp(stream), None),
                     Answer::Tls => {
-                        let (stream, binding) = tls::connect(stream, host, &self.tls)
-                            .await
-                            .map_err(|error| unreachable(error.to_string()))?;
+                        let (stream, binding) = tls::connect(stream, host, &self.tls).await.map_err(|error| failed(error.to_string(), Next::Try))?;
                         (Stream::Tls(Box::new(stream)), binding)
                     }
                 }
@@ -129,15 +138,18 @@ impl Opener {
         }
     }
 
-    fn failure_of(&self, error: LoginError) -> Failure {
+    fn failure_of(&self, error: LoginError) -> (Failure, Next) {
         let told = crate::error::login(&error);
-        match (error, told) {
+        // libpq: another attempt only if the server refused before it asked for anything.
+        let next = if matches!(error, LoginError::Refused { unasked: true, .. }) { Next::Try } else { Next::Stop };
+        let failure = match (error, told) {
             (LoginError::Refused { body, sqlstate, message, .. }, _) => Failure::Refused { body, sqlstate, message },
             (LoginError::Closed | LoginError::Io(_) | LoginError::Protocol(_), _) | (_, None) => {
                 Failure::Unreachable(format!("{}: the connection was lost during login", self.address))
             }
             (_, Some(report)) => Failure::Login(Box::new(report)),
-        }
+        };
+        (failure, next)
     }
 
     /// Notes and logs a failed attempt, and lets the monitor look.

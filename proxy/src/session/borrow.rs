@@ -4,6 +4,7 @@
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use crate::error::Denial;
 use crate::pool::{Borrowed, Failure, Server};
 use crate::routing::{self, Choice, ReplicaPolicy, Route};
 use crate::settings::{Reported, Setting, Settings};
+use crate::shared::Shared;
 use crate::wire::Filled;
 
 /// Bytes that are taken from a client while it waits for a server; then it has to wait with its words.
@@ -114,6 +116,7 @@ impl Session {
             return Err(NoServer::Told(Denial::TooManyHeld(why).report()));
         };
         self.card.waiting();
+        let mut held_bytes = HeldBytes { shared: self.worker.shared.clone(), bytes: 0 };
         let begun = Instant::now();
         let mut changes = self.entry.watch.subscribe();
         loop {
@@ -143,7 +146,10 @@ impl Session {
                 if card.kill_pending() {
                     return Poll::Ready(());
                 }
-                client.poll_gone(cx, &mut worker.scratch.borrow_mut()[..], HELD_BYTES_PER_CLIENT)
+                let limit = held_bytes.limit(limits.hold_bytes.0);
+                let gone = client.poll_gone(cx, &mut worker.scratch.borrow_mut()[..], limit);
+                held_bytes.set(client.rest_len());
+                gone
             });
             tokio::select! {
                 biased;
@@ -288,6 +294,32 @@ impl Session {
             }
             let _ = timeout(Duration::from_secs(1), until_quiet(&mut server)).await;
         });
+    }
+}
+
+/// What a waiting client has sent, counted in with the others'.
+struct HeldBytes {
+    shared: Arc<Shared>,
+    bytes: usize,
+}
+
+impl HeldBytes {
+    /// Up to how many bytes are taken from this client.
+    fn limit(&self, of_all: usize) -> usize {
+        let full = self.shared.held_bytes().load(Ordering::Relaxed) >= of_all;
+        if full { self.bytes } else { HELD_BYTES_PER_CLIENT }
+    }
+
+    fn set(&mut self, bytes: usize) {
+        self.shared.held_bytes().fetch_add(bytes, Ordering::Relaxed);
+        self.shared.held_bytes().fetch_sub(self.bytes, Ordering::Relaxed);
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for HeldBytes {
+    fn drop(&mut self) {
+        self.set(0);
     }
 }
 

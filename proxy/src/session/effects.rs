@@ -4,7 +4,7 @@ use pgwire::conversation::TransactionStatus;
 
 use super::note::About;
 use super::{Mode, Session};
-use crate::routing::{Change, Class, Effect, Kind, SettingChange};
+use crate::routing::{Change, Class, Effect, Kind, Route, SettingChange};
 use crate::settings::{Setting, Settings};
 
 /// Classes of portals that are remembered between Bind and Execute.
@@ -79,7 +79,7 @@ impl Session {
         }
         for effect in class.effects.iter() {
             match effect {
-                Effect::Pin(reason) => self.pin(&format!("{reason:?}")),
+                Effect::Pin(reason) => self.pin(&reason.to_string()),
                 Effect::Setting(change) if change.local => {}
                 Effect::Setting(change) => self.pending_settings.push(change.clone()),
             }
@@ -97,6 +97,9 @@ impl Session {
         }
         let Some(server) = self.server.as_mut() else { return };
         for SettingChange { name, change, .. } in changes {
+            if *name == *Route::PARAMETER {
+                self.route = asked_route(&change);
+            }
             match change {
                 // What PostgreSQL reports follows the client by itself.
                 Change::Set(_) | Change::Reset if server.reported.get(&name).is_some() => {}
@@ -132,7 +135,7 @@ impl Session {
     }
 
     /// The server has state that must not reach the next session.
-    fn soil(&mut self) {
+    pub(super) fn soil(&mut self) {
         if let Some(server) = self.server.as_mut() {
             server.dirty = true;
         }
@@ -154,4 +157,11 @@ impl Session {
 fn leaves_something(class: &Class) -> bool {
     let one = |class: &Class| !class.effects.is_empty() || class.kind == Kind::RollbackTo;
     one(class) || class.parts.iter().any(one)
+}
+
+/// The route that `SET pgsteady.route = …` asks for; PostgreSQL took the word, whatever it is.
+fn asked_route(change: &Change) -> Option<Route> {
+    let Change::Set(sql) = change else { return None };
+    let last = sql.trim_end_matches([';', ' ', '\'', '"']).rsplit(['=', ' ', '\'', '"', ',', '(']).next()?;
+    Route::parse(last.as_bytes())
 }

@@ -24,7 +24,7 @@ use crate::listener::Peer;
 use crate::pool::{Opener, Pool};
 use crate::routing::Route;
 use crate::settings::{Reported, Setting, Settings};
-use crate::shared::{Counted, Shared};
+use crate::shared::{Counted, OfUser, Shared};
 use crate::tls;
 use crate::wire::{Stream, Wire};
 use crate::worker::Worker;
@@ -51,6 +51,9 @@ struct Arrived {
     /// The channel binding data of the TLS connection.
     end_point: Option<Arc<[u8]>>,
 }
+
+/// A client's places in the counts of clients.
+type Admitted = (Counted, OfUser);
 
 /// Serves one client from its first byte to its last.
 pub(crate) async fn serve_client(worker: Rc<Worker>, stream: Stream, peer: Peer) {
@@ -79,7 +82,7 @@ pub(crate) async fn serve_client(worker: Rc<Worker>, stream: Stream, peer: Peer)
     let _ = timeout(super::FAREWELL, wire.say_goodbye()).await;
 }
 
-async fn greet(worker: &Rc<Worker>, stream: Stream, peer: Peer) -> Result<(Session, Counted), Refused> {
+async fn greet(worker: &Rc<Worker>, stream: Stream, peer: Peer) -> Result<(Session, Admitted), Refused> {
     let mut arrived = arrive(worker, stream).await?;
     let Some(counted) = worker.shared.admit() else { return Err(refuse(arrived.wire, &Denial::TooManyClients)) };
     let (user, database) = match names(&arrived.startup) {
@@ -107,11 +110,14 @@ async fn greet(worker: &Rc<Worker>, stream: Stream, peer: Peer) -> Result<(Sessi
             return Err(Refused::Told(Box::new(arrived.wire), Box::new(report)));
         }
     };
+    let Some(of_user) = worker.shared.admit_user(&identity.user) else {
+        return Err(refuse(arrived.wire, &Denial::TooManyClientsOfUser(user)));
+    };
     let Some(entry) = entry else { return Err(refuse(arrived.wire, &Denial::NoDatabase(database))) };
     tracing::debug!(user, database, ?peer, "a client logged in");
     arrived.wire.keep(&arrived.rest);
     let session = Session::begin_with(worker, entry, arrived, identity)?;
-    session.first_words(out).await.map(|session| (session, counted))
+    session.first_words(out).await.map(|session| (session, (counted, of_user)))
 }
 
 fn refuse(wire: Wire, denial: &Denial) -> Refused {
@@ -241,7 +247,7 @@ impl Session {
         worker.enrol(&card);
         Ok(Self {
             cancel: worker.shared.cancels.register(key_bytes),
-            mode: entry.mode(),
+            mode: entry.mode(worker.shared.config().users.get(&identity.user).and_then(|user| user.pool_mode)),
             pools: vec![None; entry.nodes],
             user: identity.user.clone(),
             identity,

@@ -11,6 +11,7 @@ use super::note::{About, Note};
 use super::requests::SHORT;
 use super::turn::{End, Released, Turn};
 use super::{Mode, Session};
+use crate::error::Denial;
 use crate::routing::Class;
 
 /// A message that has to be looked into is put together up to this size.
@@ -120,7 +121,13 @@ impl Session {
                 return Ok(false);
             }
             b'E' if fate == Fate::Forward => self.server_error(body),
-            b'Z' => self.transaction_may_have_ended(),
+            b'Z' => {
+                self.transaction_may_have_ended();
+                if self.mode == Mode::Statement && self.in_transaction() {
+                    self.card.send_away(Denial::TransactionBlock);
+                    return Ok(false);
+                }
+            }
             b'W' => self.pin("replication"),
             _ => {}
         }
@@ -152,6 +159,9 @@ impl Session {
         let report = View::new(body);
         if report.sqlstate().is_some_and(|state| SUSPICIOUS.contains(&state.as_str())) {
             self.entry.suspect(self.node);
+        }
+        if report.get(b'R') == Some(b"RevalidateCachedQuery") {
+            self.soil(); // its statements are of a schema that is gone: the next transaction prepares them anew
         }
         if report.is_fatal() {
             self.last_words = Some(report.message().into_owned());
@@ -192,6 +202,10 @@ impl Session {
             self.rolled_back = false;
         }
         self.shield();
+    }
+
+    fn in_transaction(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| server.conversation.status() != TransactionStatus::Idle)
     }
 
     /// Cancel requests are kept from a server on which a commit is under way, where a standby has to confirm it.

@@ -19,6 +19,8 @@ use crate::wire::SCRATCH_BYTES;
 /// A Parse is put together up to this size, because it may have to be repeated on another server.
 const MAX_PARSE_BYTES: usize = 64 << 20;
 
+/// A message that may pass in parts does so when this much of it is here.
+const PART_BYTES: usize = SCRATCH_BYTES / 2;
 /// Why a message of ours can be written.
 pub(super) const SHORT: &str = "our own messages are short";
 
@@ -128,8 +130,12 @@ impl Session {
                 header.length
             )));
         }
-        let in_parts = matches!(header.tag, b'd' | b'Q' | b'B' | b'F');
-        Ok(arrived >= header.length || (in_parts && header.length > SCRATCH_BYTES / 2 && arrived >= SCRATCH_BYTES / 2))
+        let passes_from = match header.tag {
+            b'd' | b'B' | b'F' => PART_BYTES,
+            b'Q' => self.worker.max_query_bytes.max(PART_BYTES),
+            _ => usize::MAX,
+        };
+        Ok(arrived >= header.length || (header.length > passes_from && arrived >= PART_BYTES))
     }
 
     /// One message, while there is a server.
@@ -166,7 +172,12 @@ impl Session {
     }
 
     fn query(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
-        let class = if frame.whole { self.worker.classify(text(frame.body)?) } else { Class::unknown() };
+        let class = if frame.whole {
+            self.class_of_text(text(frame.body)?)
+        } else {
+            self.soil(); // nobody has read what it does to the session
+            Class::unknown()
+        };
         if self.mode != Mode::Session {
             self.names.unnamed = None;
             self.loan().unnamed = None;
@@ -211,7 +222,7 @@ impl Session {
 
     fn parse(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
         let parse = frontend::Parse::read(frame.body).map_err(|error| violation(error.to_string()))?;
-        let class = self.worker.classify(parse.text);
+        let class = self.class_of_text(parse.text);
         self.units.begin(Danger::Harmless);
         if self.mode == Mode::Session {
             return self.ask(Request::Parse, None);
@@ -358,6 +369,14 @@ impl Session {
         self.ask(Request::Sync, Some(About::Nothing.unit()))
     }
 
+    /// What a text is. Where backslashes escape in plain strings, a text with one cannot be told.
+    fn class_of_text(&self, text: &[u8]) -> Class {
+        if text.contains(&b'\\') && self.reported.get("standard_conforming_strings") == Some("off") {
+            return Class::unknown();
+        }
+        self.worker.classify(text)
+    }
+
     /// What a prepared statement of the client is.
     pub(super) fn class_of(&self, name: &[u8]) -> Class {
         if name.is_empty() {
@@ -397,9 +416,9 @@ impl Asked {
     /// What the client's next transaction wants, by its first message and what stands behind it.
     pub(super) fn of(session: &Session, tag: u8, body: &[u8], whole: bool, behind: &[u8]) -> Self {
         let class = match tag {
-            b'Q' if whole => text(body).map_or_else(|_| Class::unknown(), |text| session.worker.classify(text)),
+            b'Q' if whole => text(body).map_or_else(|_| Class::unknown(), |text| session.class_of_text(text)),
             b'P' => frontend::Parse::read(body)
-                .map_or_else(|_| Class::unknown(), |parse| session.worker.classify(parse.text)),
+                .map_or_else(|_| Class::unknown(), |parse| session.class_of_text(parse.text)),
             b'B' => {
                 frontend::Bind::read(body).map_or_else(|_| Class::unknown(), |bind| session.class_of(bind.statement))
             }
@@ -424,7 +443,7 @@ impl Session {
             let body = &input[5..header.length];
             let reads = match header.tag {
                 b'S' => return true,
-                b'P' => frontend::Parse::read(body).is_ok_and(|parse| self.worker.classify(parse.text).reads_only),
+                b'P' => frontend::Parse::read(body).is_ok_and(|parse| self.class_of_text(parse.text).reads_only),
                 b'B' => frontend::Bind::read(body)
                     .is_ok_and(|bind| bind.statement.is_empty() || self.class_of(bind.statement).reads_only),
                 b'D' | b'E' | b'C' | b'H' => true,

@@ -7,6 +7,8 @@ use std::io;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
+use pgwire::conversation::{Asker, Request};
+use pgwire::frontend::write_query;
 
 use super::{Asked, Session};
 use crate::error::Denial;
@@ -145,10 +147,22 @@ impl Session {
                 Filled::Large(bytes) => self.take_server_bytes(cx, &bytes)?,
                 Filled::End => return Err(Turn::Lost(self.farewell())),
             }
+            self.settle_uncertainty()?;
             if self.may_release() {
                 return self.release();
             }
         }
+    }
+
+    /// After a COPY that failed nobody can know which Syncs the server still answers: an empty query shows it.
+    fn settle_uncertainty(&mut self) -> Result<(), Turn> {
+        let Some(server) = &mut self.server else { return Ok(()) };
+        if !server.conversation.uncertain() {
+            return Ok(());
+        }
+        let asked = server.conversation.sent(Request::Query, Asker::Ours, None);
+        asked.map_err(|error| Turn::Lost(error.to_string()))?;
+        write_query(server.wire.out(), b"").map_err(|error| Turn::Lost(error.to_string()))
     }
 
     fn take_server_bytes(&mut self, cx: &mut Context<'_>, input: &[u8]) -> Result<(), Turn> {

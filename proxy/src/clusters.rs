@@ -1,0 +1,90 @@
+//! From the configuration of a cluster to its monitor. What the monitor does is in the crate `topology`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use topology::probe::Pace;
+use topology::{ClusterConfig, Login, Millis, Monitor, NodeConfig, Policy, ReplicationLogin, Watch};
+
+use crate::config::{self, Cluster, Config, Durability, Managed};
+use crate::tls::{self, TlsError};
+
+/// The monitors of all clusters, and what they show of them. Dropped, the monitors stop.
+pub struct Clusters {
+    watches: HashMap<Arc<str>, Watch>,
+    _monitors: Vec<Monitor>,
+}
+
+impl Clusters {
+    /// Starts a monitor for each cluster, on the current runtime.
+    ///
+    /// # Errors
+    /// A cluster that cannot be watched: its name and why.
+    pub fn start(config: &Config) -> Result<Self, String> {
+        let mut clusters = Self { watches: HashMap::new(), _monitors: Vec::new() };
+        for (name, cluster) in &config.clusters {
+            let wrong = |error: &dyn std::fmt::Display| format!("cluster.{name}: {error}");
+            let settings = translate(cluster).map_err(|error| wrong(&error))?;
+            let (watch, monitor) = Monitor::start(&settings).map_err(|error| wrong(&error))?;
+            clusters.watches.insert(name.clone(), watch);
+            clusters._monitors.push(monitor);
+        }
+        Ok(clusters)
+    }
+
+    /// What they show, by the clusters' names.
+    #[must_use]
+    pub fn watches(&self) -> &HashMap<Arc<str>, Watch> {
+        &self.watches
+    }
+}
+
+fn translate(cluster: &Cluster) -> Result<ClusterConfig, TlsError> {
+    let password = |login: &config::Login| login.password.as_ref().map(|password| topology::Secret::new(password.reveal()));
+    let nodes = cluster.nodes.iter().map(|node| NodeConfig {
+        name: node.name.clone(),
+        address: node.address.clone(),
+        priority: node.priority.into(),
+        zone: node.zone.clone().unwrap_or_default(),
+    });
+    let login = Login {
+        user: cluster.login.user.to_string(),
+        password: password(&cluster.login),
+        dbname: cluster.dbname.clone(),
+        encryption: tls::encryption(&cluster.tls)?,
+        connect_timeout: cluster.probe_timeout,
+    };
+    let replication = ReplicationLogin {
+        user: cluster.replication.user.to_string(),
+        password: password(&cluster.replication),
+        extra: vec![("sslmode".to_owned(), cluster.tls.sslmode.word().to_owned())],
+    };
+    let acts = cluster.managed == Managed::Pgsteady;
+    Ok(ClusterConfig {
+        name: cluster.name.clone(),
+        nodes: nodes.collect(),
+        login,
+        replication,
+        policy: policy(cluster),
+        pace: Pace { interval: cluster.probe_interval, timeout: cluster.probe_timeout },
+        store: acts.then(|| cluster.store.clone()),
+    })
+}
+
+fn policy(cluster: &Cluster) -> Policy {
+    let millis = |time: std::time::Duration| Millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    Policy {
+        managed: match cluster.managed {
+            Managed::Pgsteady => topology::Managed::Pgsteady,
+            Managed::External | Managed::None => topology::Managed::External,
+        },
+        durability: match cluster.durability {
+            Durability::Strict => topology::Durability::Strict,
+            Durability::Available => topology::Durability::Available,
+        },
+        k: cluster.synchronous,
+        partition_grace: millis(cluster.partition_grace),
+        crash_restart_grace: millis(cluster.crash_restart_grace),
+        ..Policy::default()
+    }
+}
