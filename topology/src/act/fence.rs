@@ -186,7 +186,7 @@ async fn free(
         ground.execute("SELECT pg_wal_replay_resume()").await?;
         note(escalated, "paused replay resumed");
     }
-    if seen.receiving && (seen.conflict || elapsed > PATIENCE) {
+    if seen.conflict || (seen.receiving && elapsed > PATIENCE) {
         // without pg_signal_backend this fails; the receiver may still go by itself before the deadline
         match ground.row(TERMINATE, &[&APPLICATION_NAME, &(elapsed > PATIENCE * 3)]).await {
             Ok(row) if ground.get::<i64>(&row, "ended")? > 0 => note(escalated, "sessions ended"),
@@ -199,6 +199,12 @@ async fn free(
         ground.wait_for(CONFIRMATION, || describe(seen)).await?;
     }
     Ok(())
+}
+
+/// Frees replay on a standby whose receiver went by itself: it may be paused, or wait for a session, all the same.
+pub(super) async fn free_replay(ground: &Ground, elapsed: Duration) -> Result<(), ActError> {
+    let seen = look(ground).await?;
+    free(ground, &seen, elapsed, &mut Vec::new()).await
 }
 
 fn note(escalated: &mut Vec<&'static str>, what: &'static str) {

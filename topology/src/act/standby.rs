@@ -1,7 +1,8 @@
 //! What is done to a standby besides the fence: drain it, point it at another primary.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::fence::free_replay;
 use super::primary::read_term;
 use super::{ActError, Cause, Ground, Remote, literal, marked_by};
 use crate::reading::TermRow;
@@ -33,9 +34,11 @@ const POSITION: &str =
 const AT_THE_END: [&str; 2] = ["RecoveryRetrieveRetryInterval", "RecoveryWalStream"];
 
 /// Waits until a (fenced) standby has replayed everything that it holds. Received and replayed need not become equal:
-/// the last record may be cut off; then it counts that the startup process waits at the end of WAL, seen twice.
+/// the last record may be cut off; then it counts that the startup process waits at the end of WAL, seen twice. Replay that
+/// is paused, or waits for a session, is freed.
 pub async fn drain(remote: &Remote, deadline: Duration) -> Result<Drained, ActError> {
     let ground = remote.begin("drain", deadline).await?;
+    let begun = Instant::now();
     let mut at_the_end = 0;
     loop {
         let row = ground.row(POSITION, &[]).await?;
@@ -52,6 +55,7 @@ pub async fn drain(remote: &Remote, deadline: Duration) -> Result<Drained, ActEr
             ground.done().await;
             return Ok(drained);
         }
+        free_replay(&ground, begun.elapsed()).await?;
         ground.wait(|| format!("replay goes on at {position:?}, startup process waits for {wait:?}")).await?;
     }
 }
