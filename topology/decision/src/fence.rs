@@ -224,3 +224,74 @@ impl Promotion {
         self.parent_row
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::NodeSet;
+
+    const TERM: Term = Term(5);
+
+    fn reading() -> FenceReading {
+        FenceReading { in_recovery: true, conninfo_empty: true, receiver_gone: true, marker: Some(TERM) }
+    }
+
+    fn fenced_at(lsn: u64, row: u64) -> Drained {
+        let position = Position {
+            system_identifier: 1,
+            row: Some(TermRow { term: Term(row), leader: None }),
+            timeline: Timeline(1),
+            lsn: Lsn(lsn),
+        };
+        Confirmed::check(&reading(), TERM).unwrap().drained(position)
+    }
+
+    fn rule() -> Rule {
+        Rule { term: Term(4), leader: NodeId(0), cohort: [NodeId(1), NodeId(2)].into_iter().collect(), k: 1 }
+    }
+
+    #[test]
+    fn every_part_of_the_evidence_is_needed() {
+        assert!(Confirmed::check(&reading(), TERM).is_ok());
+        for broken in [
+            FenceReading { in_recovery: false, ..reading() },
+            FenceReading { conninfo_empty: false, ..reading() },
+            FenceReading { receiver_gone: false, ..reading() },
+            FenceReading { marker: None, ..reading() },
+            FenceReading { marker: Some(Term(4)), ..reading() },
+        ] {
+            assert!(Confirmed::check(&broken, TERM).is_err(), "{broken:?}");
+        }
+        let later = FenceReading { marker: Some(Term(6)), ..reading() };
+        assert_eq!(Confirmed::check(&later, TERM), Err(Obstacle::Superseded(Term(6))));
+    }
+
+    #[test]
+    fn the_term_row_goes_before_the_position() {
+        let drained = BTreeMap::from([(NodeId(1), fenced_at(900, 3)), (NodeId(2), fenced_at(10, 4))]);
+        let proof = Fenced::prove(&rule(), TERM, &drained, None).unwrap();
+        assert_eq!(proof.best(), [NodeId(2)].into_iter().collect::<NodeSet>());
+        assert_eq!(proof.intent(NodeId(1), NodeSet::EMPTY, 0), None);
+    }
+
+    #[test]
+    fn one_fence_is_not_two_but_with_an_intent_that_stands() {
+        let one = BTreeMap::from([(NodeId(2), fenced_at(10, 4))]);
+        assert_eq!(Fenced::prove(&rule(), TERM, &one, None), Err(Short::Of { have: 1, need: 2 }));
+        let origin = Origin { term: Term(4), timeline: Timeline(1), lsn: Lsn(10) };
+        let stands = Intent { node: NodeId(1), term: Term(4), cohort: NodeSet::EMPTY, k: 0, origin };
+        assert!(Fenced::prove(&rule(), TERM, &one, Some(&stands)).is_ok());
+        let further = Intent { origin: Origin { lsn: Lsn(11), ..origin }, ..stands };
+        assert_eq!(Fenced::prove(&rule(), TERM, &one, Some(&further)), Err(Short::BestIsAway(NodeId(1))));
+    }
+
+    #[test]
+    fn fences_of_another_term_or_of_strangers_do_not_count() {
+        let stranger = BTreeMap::from([(NodeId(2), fenced_at(10, 4)), (NodeId(3), fenced_at(10, 4))]);
+        assert_eq!(Fenced::prove(&rule(), TERM, &stranger, None), Err(Short::Of { have: 1, need: 2 }));
+        let both = BTreeMap::from([(NodeId(1), fenced_at(10, 4)), (NodeId(2), fenced_at(10, 4))]);
+        assert_eq!(Fenced::prove(&rule(), Term(6), &both, None), Err(Short::Of { have: 0, need: 2 }));
+        let nobody = Rule { cohort: NodeSet::EMPTY, k: 0, ..rule() };
+        assert_eq!(Fenced::prove(&nobody, TERM, &both, None), Err(Short::Nobody));
+    }
+}

@@ -35,9 +35,9 @@ fn assert_held(shape: usize, seed: u64, outcome: &Outcome) {
     );
 }
 
-/// `SEEDS` of each shape (default 60): nothing acknowledged is lost, and peace brings service back.
+/// `SEEDS` of each shape (default 200): nothing acknowledged is lost, and peace brings service back.
 fn seeds_of(shape: usize) {
-    let seeds = number("SEEDS").unwrap_or(60);
+    let seeds = number("SEEDS").unwrap_or(200);
     let (mut promotions, mut acknowledged) = (0, 0);
     for seed in 0..seeds {
         let outcome = Simulation::run(seed, plan(shape, None), false);

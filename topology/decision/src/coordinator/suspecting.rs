@@ -20,12 +20,18 @@ impl Suspecting {
         if let Some(rule) = picture.rule() {
             picture.look_at(rule.cohort.with(rule.leader));
         }
-        Phase::Suspecting(Self)
+        Self.decide(picture)
     }
 
     pub(crate) fn on(self, picture: &mut Picture, event: &Event) -> Phase {
+        if let Some(rule) = picture.rule() {
+            look_again(picture, &rule, event);
+        }
+        self.decide(picture)
+    }
+
+    fn decide(self, picture: &mut Picture) -> Phase {
         let Some(rule) = picture.rule() else { return Bootstrapping::enter() };
-        look_again(picture, &rule, event);
         if picture.record.intent.is_some() {
             return self.forward(picture, &rule);
         }

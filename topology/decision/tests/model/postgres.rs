@@ -87,8 +87,9 @@ impl Postgres {
         self.wal.iter().any(|entry| entry.id == id)
     }
 
-    pub(crate) fn is_mixed(&self) -> bool {
-        self.wal.windows(2).any(|pair| pair[1].parent != pair[0].id)
+    /// Whether what was received from this place on does not continue what was there.
+    pub(crate) fn is_mixed_from(&self, at: usize) -> bool {
+        self.wal[at.saturating_sub(1)..].windows(2).any(|pair| pair[1].parent != pair[0].id)
     }
 
     pub(crate) fn is_acknowledged(&self, at: usize) -> bool {
@@ -112,6 +113,11 @@ impl Postgres {
         let Some(at) = upstream.history.iter().position(|(timeline, _)| *timeline == mine) else { return false };
         let end = upstream.history.get(at + 1).map_or(usize::MAX, |(_, begin)| *begin);
         self.wal.len() <= end && self.wal.len() <= upstream.wal.len()
+    }
+
+    /// The truth that PostgreSQL does not see.
+    pub(crate) fn is_prefix_of(&self, other: &Postgres) -> bool {
+        self.wal.len() <= other.wal.len() && self.wal.iter().zip(&other.wal).all(|(a, b)| a.id == b.id)
     }
 
     pub(crate) fn receive(&mut self, upstream: &Postgres, most: usize) {

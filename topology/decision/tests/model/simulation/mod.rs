@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use decision::{Action, Contact, Coordinator, Durability, Event, Millis, NodeId, Policy, View};
+use decision::{Action, Coordinator, Durability, Event, Millis, NodeId, Policy, View};
 
-use super::orders::node_of;
-use super::{Answer, Lie, Power, World, failure};
+use super::{Lie, Postgres, Power, World};
 
 mod faults;
+mod processes;
 pub(crate) mod script;
 
 /// A small, good generator (splitmix64).
@@ -309,193 +309,6 @@ impl Simulation {
         self.processes[p].alive && self.processes[p].life == life
     }
 
-    /// Whether the process's word reaches the node's PostgreSQL.
-    fn reaches(&self, p: usize, node: NodeId) -> bool {
-        !self.processes[p].cut.contains(&node)
-    }
-
-    fn probe(&mut self, p: usize, node: NodeId, life: u32) {
-        if self.lives(p, life) {
-            let delay = 1 + self.dice.below(4);
-            self.at(delay, Task::Read(p, node), life);
-            let next = 60 + self.dice.below(40);
-            self.at(next, Task::Probe(p, node), life);
-        }
-    }
-
-    fn read(&mut self, p: usize, node: NodeId, life: u32) {
-        if !self.lives(p, life) {
-            return;
-        }
-        let mut contact = if self.reaches(p, node) { self.world.report(node) } else { Contact::Silent };
-        if self.in_faults() && self.dice.percent(1) {
-            contact = Contact::LoginFailed("too many connections".to_owned());
-        }
-        let slow = if self.dice.percent(5) { 80 } else { 5 };
-        let delay = if contact == Contact::Silent { 40 } else { 1 + self.dice.below(slow) };
-        self.at(delay, Task::Deliver(p, Event::Probed { node, contact }, None), life);
-    }
-
-    fn deliver(&mut self, p: usize, event: Event, frees: Option<Queue>) {
-        if self.processes[p].paused {
-            self.processes[p].inbox.push_back((self.now, event, frees));
-            return;
-        }
-        let quiet = matches!(event, Event::Tick | Event::Probed { contact: Contact::Reached(_), .. });
-        if !quiet {
-            self.say(|| format!("p{p} <- {event:?}"));
-        }
-        let before = self.processes[p].coordinator.phase();
-        let actions = self.processes[p].coordinator.step(Millis(self.now), event);
-        let after = self.processes[p].coordinator.phase();
-        if before != after {
-            self.say(|| format!("p{p} {before} => {after}"));
-        }
-        if let Some(queue) = frees {
-            self.free(p, queue);
-        }
-        for action in actions {
-            self.order(p, action);
-        }
-    }
-
-    fn free(&mut self, p: usize, queue: Queue) {
-        self.processes[p].busy.remove(&queue);
-        self.start(p, queue);
-    }
-
-    fn order(&mut self, p: usize, action: Action) {
-        self.say(|| format!("p{p} -> {action:?}"));
-        let life = self.processes[p].life;
-        self.ordered.push((name_of(&action), node_of(&action)));
-        match action {
-            Action::Announce(view) => self.announced(p, view),
-            Action::ProbeNow { node } => self.at(1, Task::Read(p, node), life),
-            Action::Checkpoint { .. } | Action::Quarantine { .. } => {}
-            action => {
-                let queue = node_of(&action).map_or(Queue::Store, Queue::Node);
-                self.processes[p].orders.entry(queue).or_default().push_back(action);
-                self.start(p, queue);
-            }
-        }
-    }
-
-    fn announced(&mut self, p: usize, view: View) {
-        if self.policy.managed == decision::Managed::Pgsteady {
-            self.world.check_view(&view);
-        }
-        let before = self.processes[p].view.as_ref().map_or(0, |view| view.epoch);
-        if let (Some(primary), true) = (view.primary, view.epoch != before) {
-            self.world.check_barrier(primary);
-        }
-        if view.epoch < before {
-            self.world.violation(format!("epoch went back from {before} to {}", view.epoch));
-        }
-        let primary_before = self.processes[p].view.as_ref().and_then(|view| view.primary);
-        if view.epoch == before && view.primary.is_some() && view.primary != primary_before {
-            self.world.violation("a primary was opened without a new epoch".to_owned());
-        }
-        self.processes[p].view = Some(view);
-    }
-
-    fn start(&mut self, p: usize, queue: Queue) {
-        let process = &mut self.processes[p];
-        let waiting = process.orders.get(&queue).is_some_and(|orders| !orders.is_empty());
-        if waiting && process.busy.insert(queue) {
-            let life = process.life;
-            let delay = 1 + self.dice.below(if self.in_faults() { 25 } else { 4 });
-            self.at(delay, Task::Run(p, queue), life);
-        }
-    }
-
-    fn run_order(&mut self, p: usize, queue: Queue, life: u32) {
-        if !self.lives(p, life) {
-            return;
-        }
-        if self.processes[p].paused {
-            self.at(20, Task::Run(p, queue), life); // not begun: it happens after the pause
-            return;
-        }
-        let Some(action) = self.processes[p].orders.get_mut(&queue).and_then(VecDeque::pop_front) else { return };
-        let lost = self.in_faults() && self.dice.percent(3);
-        if let Some(carried_out) = self.sabotaged(&action) {
-            if carried_out {
-                self.world.execute(&action, None);
-            }
-            self.answer(p, ORDER_TIME_OUT, failure(&action, None), queue);
-            return;
-        }
-        match queue {
-            Queue::Store => self.run_store(p, &action, lost),
-            Queue::Node(node) => self.run_on_node(p, node, &action, lost),
-        }
-    }
-
-    fn sabotaged(&mut self, action: &Action) -> Option<bool> {
-        let node = node_of(action)?;
-        let name = name_of(action);
-        let at = self.sabotage.iter().position(|(what, whom, _)| *what == name && *whom == node)?;
-        Some(self.sabotage.remove(at).2)
-    }
-
-    fn answer(&mut self, p: usize, delay: u64, event: Option<Event>, queue: Queue) {
-        let life = self.processes[p].life;
-        match event {
-            Some(event) => self.at(delay, Task::Deliver(p, event, Some(queue)), life),
-            None => self.at(delay, Task::Free(p, queue), life),
-        }
-    }
-
-    fn run_store(&mut self, p: usize, action: &Action, lost: bool) {
-        let failed = failure(action, None);
-        if self.processes[p].store_cut {
-            self.answer(p, 100, failed, Queue::Store);
-            return;
-        }
-        let event = self.world.store.execute(action);
-        if matches!(event, Event::Published { .. }) {
-            self.world.check_leader();
-        }
-        let (delay, event) = if lost { (100, failed) } else { (1 + self.dice.below(10), Some(event)) };
-        self.answer(p, delay, event, Queue::Store);
-    }
-
-    fn run_on_node(&mut self, p: usize, node: NodeId, action: &Action, lost: bool) {
-        let failed = failure(action, self.plan.lie);
-        let queue = Queue::Node(node);
-        if !self.reaches(p, node) || self.world.node(node).power != Power::Up {
-            let quick = self.world.node(node).power == Power::Down && self.reaches(p, node);
-            self.answer(p, if quick { 2 } else { ORDER_TIME_OUT }, failed, queue);
-            return;
-        }
-        let life = self.processes[p].life;
-        let incarnation = self.world.node(node).incarnation;
-        match self.world.execute(action, self.plan.lie) {
-            Answer::Now(event) => {
-                let (delay, event) = if lost { (ORDER_TIME_OUT, failed) } else { (1 + self.dice.below(5), event) };
-                self.answer(p, delay, event, queue);
-            }
-            Answer::When(write, event) => {
-                self.sequence += 1;
-                let number = self.sequence;
-                let event = if lost { failed.clone().unwrap_or(event) } else { event };
-                let at = self.world.node(node).wal.len();
-                self.waits.push(Wait { number, node, incarnation, write, at, order: Some((p, event, failed)) });
-                self.at(ORDER_TIME_OUT, Task::TimeOut(number), life);
-            }
-            Answer::Promoting(event) => {
-                let delay = 5 + self.dice.below(if self.in_faults() { 300 } else { 30 });
-                let done = if lost || delay > 250 {
-                    self.answer(p, 250, failed, queue);
-                    None
-                } else {
-                    Some((p, event))
-                };
-                self.at(delay, Task::Promotion { node, incarnation, done }, life);
-            }
-        }
-    }
-
     fn finish_promotion(&mut self, node: NodeId, incarnation: u64, done: Option<(usize, Event)>, life: u32) {
         let postgres = self.world.node_mut(node);
         let goes_on = postgres.incarnation == incarnation && postgres.promoting;
@@ -594,7 +407,29 @@ impl Simulation {
         self.waits.push(Wait { number: 0, node, incarnation, write, at, order: None });
     }
 
-    fn outcome(self) -> Outcome {
+    fn outcome(mut self) -> Outcome {
+        for node in self.all_nodes() {
+            let Postgres {
+                power,
+                recovery,
+                replayed,
+                history,
+                paused,
+                upstream,
+                marker,
+                receiver,
+                sync_names,
+                acks,
+                ..
+            } = self.world.node(node).clone();
+            let end = self.world.node(node).wal.len();
+            self.say(|| {
+                format!(
+                    "{node}: {power:?} recovery {recovery} WAL {end} replayed {replayed} {history:?} paused {paused} \
+                     {upstream:?} {marker:?} from {receiver:?}, {sync_names:?} {acks:?}"
+                )
+            });
+        }
         let leader = self.world.store.leader();
         let open =
             self.processes.iter().any(|p| p.view.as_ref().is_some_and(|v| v.primary.is_some() && v.primary == leader));

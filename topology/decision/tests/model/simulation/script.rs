@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use decision::{Durability, Managed, NodeId, NodeSet, Role, SyncNames, Term, TermRow, Upstream};
 
-use super::{Dice, Plan, Power, Simulation, Task, World, policy};
+use super::{Dice, Lie, Plan, Power, Simulation, Task, World, policy};
 
 /// Simulated milliseconds that an `until` waits at most.
 const PATIENCE: u64 = 12_000;
 
 /// Runs a scenario; the error names the line.
-pub(crate) fn run(text: &str) -> Result<(), String> {
+pub(crate) fn run(text: &str, lie: Option<Lie>) -> Result<(), String> {
     let mut simulation = None;
     for (number, line) in text.lines().enumerate() {
         let line = line.split('#').next().unwrap_or_default().trim();
@@ -19,7 +19,7 @@ pub(crate) fn run(text: &str) -> Result<(), String> {
         }
         let words: Vec<&str> = line.split_whitespace().collect();
         let done = match (&mut simulation, words.as_slice()) {
-            (None, ["cluster", n, options @ ..]) => begin(n, options).map(|made| simulation = Some(made)),
+            (None, ["cluster", n, options @ ..]) => begin(n, options, lie).map(|made| simulation = Some(made)),
             (None, _) => Err("the first command has to be `cluster`".to_owned()),
             (Some(simulation), words) => simulation.command(words),
         };
@@ -32,17 +32,10 @@ pub(crate) fn run(text: &str) -> Result<(), String> {
     simulation.map(|_| ()).ok_or_else(|| "empty".to_owned())
 }
 
-fn begin(n: &str, options: &[&str]) -> Result<Simulation, String> {
+fn begin(n: &str, options: &[&str], lie: Option<Lie>) -> Result<Simulation, String> {
     let nodes: u8 = n.parse().map_err(|_| "how many nodes?")?;
-    let mut plan = Plan {
-        nodes,
-        k: 1,
-        processes: 1,
-        durability: Durability::Available,
-        lie: None,
-        faults_until: 0,
-        end: u64::MAX,
-    };
+    let mut plan =
+        Plan { nodes, k: 1, processes: 1, durability: Durability::Available, lie, faults_until: 0, end: u64::MAX };
     let (mut empty, mut external, mut asleep) = (false, false, BTreeSet::new());
     for option in options {
         match option.split_once('=') {
@@ -142,6 +135,9 @@ impl Simulation {
                 Ok(())
             }
             ["until", "phase", phase] => self.until(&format!("phase {phase}"), |s| s.phase() == *phase),
+            ["until", "other-phase", phase] => {
+                self.until(&format!("phase {phase}"), |s| s.processes[1].coordinator.phase() == *phase)
+            }
             ["until", "primary", name] => {
                 let node = node_named(name)?;
                 self.until(&format!("primary {name}"), |s| s.primary() == Some(node))
@@ -159,13 +155,13 @@ impl Simulation {
                 self.ordered.clear();
                 Ok(())
             }
-            [what, name, rest @ ..] if name.starts_with('n') => self.to_node(what, node_named(name)?, rest),
-            [what, rest @ ..] => self.to_process(what, rest),
+            [what, name, rest @ ..] if name.starts_with('n') => self.on_node(what, node_named(name)?, rest),
+            [what, rest @ ..] => self.on_process(what, rest),
             [] => Ok(()),
         }
     }
 
-    fn to_node(&mut self, what: &str, node: NodeId, rest: &[&str]) -> Result<(), String> {
+    fn on_node(&mut self, what: &str, node: NodeId, rest: &[&str]) -> Result<(), String> {
         match (what, rest) {
             ("kill", []) => {
                 self.world.node_mut(node).crash();
@@ -196,6 +192,7 @@ impl Simulation {
                 let postgres = self.world.node_mut(node);
                 (postgres.paused, postgres.stuck) = (false, false);
             }
+            ("rogue", []) => self.write(node),
             ("foreign", []) => self.world.node_mut(node).system += 1,
             ("rejoin", []) => self.world.rejoin_strays(),
             ("set-sync-names", ["empty"]) => self.world.node_mut(node).sync_names = SyncNames::Nobody,
@@ -231,9 +228,11 @@ impl Simulation {
         }
     }
 
-    fn to_process(&mut self, what: &str, rest: &[&str]) -> Result<(), String> {
+    fn on_process(&mut self, what: &str, rest: &[&str]) -> Result<(), String> {
         match (what, rest) {
             ("pgsteady", ["restart"]) => self.restart_process(0),
+            ("other-pgsteady", ["stop"]) => self.processes[1].paused = true,
+            ("other-pgsteady", ["continue"]) => self.resume(1),
             ("pgsteady", ["stop"]) => self.processes[0].paused = true,
             ("pgsteady", ["continue"]) => self.resume(0),
             ("store", ["lost"]) => self.processes[0].store_cut = true,
