@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -39,6 +40,8 @@ pub(crate) struct Cancel {
     pub(crate) key: Box<[u8]>,
     /// The server on loan.
     target: Mutex<Option<Arc<CancelTarget>>>,
+    /// Whether the client waits for a server, and is to be told that its wait was cancelled.
+    wait: Mutex<Wait>,
     /// A request went to the server on loan.
     hit: AtomicBool,
     /// A commit is under way: PostgreSQL would acknowledge it without waiting for its standbys.
@@ -83,6 +86,7 @@ impl Cancels {
             process_id,
             key,
             target: Mutex::new(None),
+            wait: Mutex::new(Wait::No),
             hit: AtomicBool::new(false),
             shielded: AtomicBool::new(false),
             under_way: AtomicUsize::new(0),
@@ -99,6 +103,7 @@ impl Cancels {
         if !bool::from(cancel.key.ct_eq(key)) || cancel.shielded.load(Ordering::Acquire) {
             return;
         }
+        cancel.interrupt();
         if self.deliveries.fetch_add(1, Ordering::AcqRel) < MAX_DELIVERIES
             && let Some(delivery) = Delivery::begin(&cancel)
         {
@@ -106,6 +111,14 @@ impl Cancels {
         }
         self.deliveries.fetch_sub(1, Ordering::AcqRel);
     }
+}
+
+/// A client's wait for a server.
+#[derive(Debug)]
+enum Wait {
+    No,
+    Yes(Option<Waker>),
+    Interrupted,
 }
 
 /// A request on its way; while it exists the loan cannot end.
@@ -154,6 +167,37 @@ impl Cancel {
                 return;
             }
             delivered.await;
+        }
+    }
+
+    /// The client waits for a server from now on, or no longer.
+    pub(crate) fn waits(&self, waits: bool) {
+        *lock(&self.wait) = if waits { Wait::Yes(None) } else { Wait::No };
+    }
+
+    /// Ready when the wait is cancelled.
+    pub(crate) fn poll_interrupted(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut *lock(&self.wait) {
+            Wait::Interrupted => return Poll::Ready(()),
+            Wait::Yes(waker) => *waker = Some(cx.waker().clone()),
+            Wait::No => {}
+        }
+        Poll::Pending
+    }
+
+    /// Whether the wait was cancelled.
+    pub(crate) fn was_interrupted(&self) -> bool {
+        matches!(*lock(&self.wait), Wait::Interrupted)
+    }
+
+    fn interrupt(&self) {
+        let mut wait = lock(&self.wait);
+        if let Wait::Yes(waker) = &mut *wait {
+            let waker = waker.take();
+            *wait = Wait::Interrupted;
+            if let Some(waker) = waker {
+                waker.wake();
+            }
         }
     }
 

@@ -40,7 +40,8 @@ impl Clusters {
 }
 
 fn translate(cluster: &Cluster) -> Result<ClusterConfig, TlsError> {
-    let password = |login: &config::Login| login.password.as_ref().map(|password| topology::Secret::new(password.reveal()));
+    let password =
+        |login: &config::Login| login.password.as_ref().map(|password| topology::Secret::new(password.reveal()));
     let nodes = cluster.nodes.iter().map(|node| NodeConfig {
         name: node.name.clone(),
         address: node.address.clone(),

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::listener::Listeners;
 use crate::routing::{Class, Classifier, ClassifierLimits};
-use crate::session::{Card, Interned, serve_client};
+use crate::session::{Card, Interned, Statement, serve_client};
 use crate::shared::Shared;
 use crate::wire::SCRATCH_BYTES;
 use crate::{housekeeping, serve::Phase};
@@ -57,8 +57,14 @@ impl Worker {
     }
 
     /// The statement with this body, shared by all clients of the worker.
-    pub(crate) fn intern(&self, body: &[u8], class: Class) -> Arc<crate::session::Statement> {
+    pub(crate) fn intern(&self, body: &[u8], class: Class) -> Arc<Statement> {
         self.interned.borrow_mut().get(body, || self.shared.next_statement(), || class)
+    }
+
+    /// The next to prepare these texts get statements of their own.
+    pub(crate) fn forget<'s>(&self, statements: impl Iterator<Item = &'s Arc<Statement>>) {
+        let mut interned = self.interned.borrow_mut();
+        statements.for_each(|statement| interned.forget(statement));
     }
 
     /// A number for an unnamed statement.

@@ -108,7 +108,9 @@ impl Opener {
                 match tls::request(&mut stream, attempt).await.map_err(|error| failed(error.to_string(), Next::Try))? {
                     Answer::Plain => (Stream::Tcp(stream), None),
                     Answer::Tls => {
-                        let (stream, binding) = tls::connect(stream, host, &self.tls).await.map_err(|error| failed(error.to_string(), Next::Try))?;
+                        let (stream, binding) = tls::connect(stream, host, &self.tls)
+                            .await
+                            .map_err(|error| failed(error.to_string(), Next::Try))?;
                         (Stream::Tls(Box::new(stream)), binding)
                     }
                 }

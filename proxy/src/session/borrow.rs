@@ -110,6 +110,13 @@ impl Session {
 
     /// Waits for a server, in the order of asking; while there is no primary, for one of those.
     pub(super) async fn acquire(&mut self, asked: &Asked) -> Result<(), NoServer> {
+        self.cancel.waits(true);
+        let outcome = self.wait_for_server(asked).await;
+        self.cancel.waits(false);
+        outcome
+    }
+
+    async fn wait_for_server(&mut self, asked: &Asked) -> Result<(), NoServer> {
         let limits = self.worker.shared.limits();
         let Some(_held) = self.worker.shared.hold() else {
             let why = self.entry.watch.now().why.to_string();
@@ -140,10 +147,10 @@ impl Session {
             };
             let worker = self.worker.clone();
             let client = &mut self.client;
-            let card = &self.card;
+            let (card, cancel) = (&self.card, &self.cancel);
             let leaving = poll_fn(|cx| {
                 card.register(cx.waker());
-                if card.kill_pending() {
+                if card.kill_pending() || cancel.poll_interrupted(cx).is_ready() {
                     return Poll::Ready(());
                 }
                 let limit = held_bytes.limit(limits.hold_bytes.0);
@@ -156,6 +163,10 @@ impl Session {
                 borrowed = pin!(borrowing) => return self.borrowed(borrowed, node.unwrap_or(0)),
                 () = next(&mut changes) => {}
                 () = leaving => {
+                    if self.cancel.was_interrupted() {
+                        let text = "canceling statement due to user request";
+                        return Err(NoServer::Told(Report::error(sqlstate::QUERY_CANCELED, text)));
+                    }
                     let sent_away = self.card.kill().map(End::SentAway);
                     return Err(NoServer::End(sent_away.unwrap_or(End::ClientGone)));
                 }

@@ -77,6 +77,9 @@ impl Session {
         if class.kind == Kind::RollbackTo && !self.pending_settings.is_empty() {
             self.pin("SET before ROLLBACK TO SAVEPOINT");
         }
+        if class.kind == Kind::Unknown {
+            self.soil(); // DO and CALL can set anything
+        }
         for effect in class.effects.iter() {
             match effect {
                 Effect::Pin(reason) => self.pin(&reason.to_string()),
@@ -155,7 +158,7 @@ impl Session {
 
 /// Whether a statement is to be looked at again when it has been answered.
 fn leaves_something(class: &Class) -> bool {
-    let one = |class: &Class| !class.effects.is_empty() || class.kind == Kind::RollbackTo;
+    let one = |class: &Class| !class.effects.is_empty() || matches!(class.kind, Kind::RollbackTo | Kind::Unknown);
     one(class) || class.parts.iter().any(one)
 }
 

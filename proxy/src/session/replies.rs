@@ -161,7 +161,9 @@ impl Session {
             self.entry.suspect(self.node);
         }
         if report.get(b'R') == Some(b"RevalidateCachedQuery") {
-            self.soil(); // its statements are of a schema that is gone: the next transaction prepares them anew
+            // Its result has another shape now: who prepares it from now on gets a new statement, on every server.
+            self.worker.forget(self.names.held());
+            self.soil();
         }
         if report.is_fatal() {
             self.last_words = Some(report.message().into_owned());

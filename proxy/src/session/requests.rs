@@ -415,19 +415,19 @@ pub(super) fn text(body: &[u8]) -> Result<&[u8], Turn> {
 impl Asked {
     /// What the client's next transaction wants, by its first message and what stands behind it.
     pub(super) fn of(session: &Session, tag: u8, body: &[u8], whole: bool, behind: &[u8]) -> Self {
-        let class = match tag {
-            b'Q' if whole => text(body).map_or_else(|_| Class::unknown(), |text| session.class_of_text(text)),
-            b'P' => frontend::Parse::read(body)
-                .map_or_else(|_| Class::unknown(), |parse| session.class_of_text(parse.text)),
-            b'B' => {
-                frontend::Bind::read(body).map_or_else(|_| Class::unknown(), |bind| session.class_of(bind.statement))
-            }
-            b'D' => match Target::read(body) {
-                Ok(Target::Statement(name)) => session.class_of(name),
+        let class =
+            match tag {
+                b'Q' if whole => text(body).map_or_else(|_| Class::unknown(), |text| session.class_of_text(text)),
+                b'P' => frontend::Parse::read(body)
+                    .map_or_else(|_| Class::unknown(), |parse| session.class_of_text(parse.text)),
+                b'B' => frontend::Bind::read(body)
+                    .map_or_else(|_| Class::unknown(), |bind| session.class_of(bind.statement)),
+                b'D' => match Target::read(body) {
+                    Ok(Target::Statement(name)) => session.class_of(name),
+                    _ => Class::unknown(),
+                },
                 _ => Class::unknown(),
-            },
-            _ => Class::unknown(),
-        };
+            };
         let alone = tag == b'Q' || session.batch_only_reads(behind);
         Self { class, alone }
     }

@@ -82,6 +82,13 @@ impl Interned {
     }
 }
 
+impl Interned {
+    /// The next to prepare this text gets a statement of its own.
+    pub(crate) fn forget(&mut self, statement: &Statement) {
+        self.statements.remove(&*statement.body);
+    }
+}
+
 /// The unnamed statement of a client.
 #[derive(Debug)]
 pub(super) struct Unnamed {
@@ -146,6 +153,11 @@ impl Names {
     /// The server was told to forget all (DISCARD ALL, DEALLOCATE ALL).
     pub(super) fn clear(&mut self) {
         *self = Self::default();
+    }
+
+    /// The statements that have names.
+    pub(super) fn held(&self) -> impl Iterator<Item = &Arc<Statement>> {
+        self.held.values()
     }
 
     /// Whether another statement of this size may be held.
