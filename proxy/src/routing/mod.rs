@@ -1,7 +1,7 @@
 //! What a statement is, and which node a transaction may go to. Pure logic: no socket, no clock, no catalog.
 //!
 //! [`Classifier`] turns the text of a statement into a [`Class`], [`Want`] says what a transaction asks for, and
-//! [`choose`] picks the node. Whatever is not proven to read only goes to the primary.
+//! [`choose()`] picks the node. Whatever is not proven to read only goes to the primary.
 
 mod cache;
 mod choose;
