@@ -25,6 +25,8 @@ const EXAMPLES: &str = "\
 Examples:
   pgsteady check pgsteady.toml          say what is wrong in a configuration, and what to write instead
   pgsteady run -c pgsteady.toml         serve clients
+  pgsteady dev                          a primary and two standbys to play with; nothing is left afterwards
+  pgsteady dev --drill 3                kill -9 its primary three times under load, and report
   psql 'host=localhost port=6432 dbname=app user=me'
   kill -HUP $(pidof pgsteady)           read the configuration and the certificates again
   kill -TERM $(pidof pgsteady)          stop when the clients' transactions have ended
@@ -38,6 +40,8 @@ enum Command {
     Run(RunArgs),
     /// Check a configuration and the files it names; exit status 1 if something is wrong.
     Check(CheckArgs),
+    /// Run a throwaway cluster on this machine with the proxy over it; with --drill, kill its primary and report.
+    Dev(crate::dev::DevArgs),
     /// Run PostgreSQL as a node of a cluster: make or copy its data, bring an old primary back as a standby.
     Node(crate::node::NodeArgs),
     /// Print a reference page as Markdown.
@@ -76,6 +80,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(args) => run(args.config),
         Command::Check(args) => check(args.config),
+        Command::Dev(args) => crate::dev::run(&args),
         Command::Node(args) => crate::node::run(args),
         Command::Docs(DocsArgs { page: Page::Config }) => {
             print!("{}", config::reference());

@@ -7,6 +7,7 @@ pub mod cli;
 mod clock;
 pub mod clusters;
 pub mod config;
+pub mod dev;
 mod entry;
 pub mod error;
 mod housekeeping;

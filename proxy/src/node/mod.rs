@@ -1,6 +1,7 @@
 //! `pgsteady node`: the entry point of a database container, or the agent beside a PostgreSQL. It makes or copies the data,
 //! starts PostgreSQL, and brings an old primary back as a standby. It promotes nobody: that is the monitor's work.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -204,11 +205,12 @@ fn passfile_entry(user: &str, password: &str) -> Result<String, String> {
 }
 
 fn say(node: &str, line: &str) {
-    eprintln!("pgsteady node {node}: {line}");
+    // a node goes on although nobody reads what it says
+    let _ = writeln!(std::io::stderr(), "pgsteady node {node}: {line}");
 }
 
 fn fail(status: u8, said: &str) -> ExitCode {
-    eprintln!("pgsteady node: {said}");
+    let _ = writeln!(std::io::stderr(), "pgsteady node: {said}");
     ExitCode::from(status)
 }
 

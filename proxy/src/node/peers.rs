@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio_postgres::error::SqlState;
 use topology::Address;
 use topology::node::{NodeError, Upstream};
 
@@ -80,17 +79,13 @@ async fn question(upstream: &Upstream) -> Result<Answer, NodeError> {
     let client = upstream.connect().await?;
     let sql = |error| NodeError::Sql { what: format!("ask {}", upstream.address), error };
     let in_recovery: bool = client.query_one("select pg_is_in_recovery()", &[]).await.map_err(sql)?.get(0);
-    let term = match client.query_opt("select term, leader from pgsteady.term", &[]).await {
-        Ok(row) => row.map(|row| (row.get(0), row.get(1))),
-        Err(error) if missing(&error) => None,
-        Err(error) => return Err(sql(error)),
-    };
-    Ok(Answer::Is { in_recovery, term })
-}
-
-fn missing(error: &tokio_postgres::Error) -> bool {
-    let code = error.code();
-    code == Some(&SqlState::UNDEFINED_TABLE) || code == Some(&SqlState::INVALID_SCHEMA_NAME)
+    // asked first, so that a cluster without a monitor does not log an error each time
+    let there = client.query_one("select to_regclass('pgsteady.term') is not null", &[]).await.map_err(sql)?;
+    if !there.get::<_, bool>(0) {
+        return Ok(Answer::Is { in_recovery, term: None });
+    }
+    let row = client.query_opt("select term, leader from pgsteady.term", &[]).await.map_err(sql)?;
+    Ok(Answer::Is { in_recovery, term: row.map(|row| (row.get(0), row.get(1))) })
 }
 
 /// `n1=db1:5432,n2=db2:5432`

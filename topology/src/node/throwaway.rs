@@ -19,6 +19,7 @@ use super::{Account, NodeError};
 pub struct Throwaway {
     path: PathBuf,
     watchman: Child,
+    kept: bool,
 }
 
 /// `$1` is the folder. Line 7 of `postmaster.pid` names the System V segment that a PostgreSQL killed with -9 leaves.
@@ -59,7 +60,7 @@ impl Throwaway {
         let path = Self::create(&parent, prefix)?;
         let started = account.own(&path).and_then(|()| Self::watch(&path, account));
         match started {
-            Ok(watchman) => Ok(Self { path, watchman }),
+            Ok(watchman) => Ok(Self { path, watchman, kept: false }),
             Err(error) => {
                 let _ = std::fs::remove_dir(&path);
                 Err(error)
@@ -117,6 +118,7 @@ impl Throwaway {
 
     /// Leaves the files where they are; processes are still ended when this value goes.
     pub fn keep(&mut self) {
+        self.kept = true;
         if let Some(pipe) = &mut self.watchman.stdin {
             // if the watchman is gone there is nobody to remove the files either
             let _ = pipe.write_all(b"keep\n");
@@ -131,13 +133,19 @@ impl Drop for Throwaway {
         while started.elapsed() < CLEAN_UP {
             match self.watchman.try_wait() {
                 Ok(None) => std::thread::sleep(Duration::from_millis(2)),
-                Ok(Some(_)) => return,
+                Ok(Some(_)) => break,
                 Err(error) => {
                     tracing::warn!(folder = %self.path.display(), %error, "the watchman cannot be waited for");
                     return;
                 }
             }
         }
-        tracing::warn!(folder = %self.path.display(), "not cleaned up within {} s", CLEAN_UP.as_secs());
+        // in a folder for temporary files that is not everybody's, the watchman may empty ours but not remove it
+        if !self.kept
+            && let Err(error) = std::fs::remove_dir_all(&self.path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(folder = %self.path.display(), %error, "not cleaned up");
+        }
     }
 }
