@@ -233,6 +233,8 @@ impl Session {
             }
         }
         let Some(server) = self.server.as_mut() else { return Ok(()) };
+        // from here on the failed transaction is the server's own, and ends there
+        self.lost = Lost::No;
         server.applied = self.settings.clone();
         if !self.reported.is(&server.reported) {
             for (name, value) in self.reported.to_tell(&server.reported) {
