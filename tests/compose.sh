@@ -27,7 +27,7 @@ finish() {
     [ -z "$writer" ] || kill "$writer" 2>/dev/null || true
     if [ $status -ne 0 ]; then "${COMPOSE[@]}" logs --tail=40 2>&1 | tail -150 || true; fi
     "${COMPOSE[@]}" down -v --remove-orphans >/dev/null 2>&1 || true
-    docker image rm -f "$PGSTEADY_IMAGE" >/dev/null 2>&1 || true
+    docker image rm -f "$PGSTEADY_IMAGE" "$PGSTEADY_BASE" >/dev/null 2>&1 || true
     rm -f "${acks:-}" "${log:-}"
     exit $status
 }
