@@ -12,7 +12,7 @@ async fn started() -> (Node, Pgsteady) {
 }
 
 /// What a client does, what another then asks, and the answer of a fresh session.
-const TRACES: [(&str, &str, &str); 18] = [
+const TRACES: [(&str, &str, &str); 19] = [
     ("SET work_mem = '77MB'", "SHOW work_mem", "4MB"),
     ("SET search_path = pg_catalog", "SHOW search_path", "\"$user\", public"),
     ("SELECT set_config('search_path', 'pg_catalog', false)", "SHOW search_path", "\"$user\", public"),
@@ -38,6 +38,7 @@ const TRACES: [(&str, &str, &str); 18] = [
         "SELECT count(*) FROM pg_cursors WHERE name = 'rows'",
         "0",
     ),
+    ("DO $$ BEGIN PERFORM set_config('work_mem', '55MB', false); END $$", "SHOW work_mem", "4MB"),
     ("SET application_name = 'the first'", "SELECT current_setting('application_name') = 'the first'", "f"),
 ];
 
