@@ -67,7 +67,13 @@ impl Config {
     }
 
     fn users() -> Self {
-        let users = [("app", "app-secret"), ("other", "other-secret"), ("old", "old-secret"), ("trusting", "unused")];
+        let users = [
+            ("app", "app-secret"),
+            ("other", "other-secret"),
+            ("old", "old-secret"),
+            ("trusting", "unused"),
+            ("steady", "steady-secret"),
+        ];
         let user = |(name, password): (&str, &str)| {
             let fields = [("name", name), ("password", password)];
             Value::Table(fields.into_iter().map(|(key, value)| (key.to_owned(), value.into())).collect())

@@ -1,13 +1,14 @@
 //! The primary is lost in every way there is, under writers whose record is checked afterwards: no acknowledged row is
 //! missing, none is there twice, no client was dropped, and the old primary acknowledges nothing more.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use harness::endpoint::value;
 use harness::folder::Folder;
 use harness::pgsteady::{Config, Pgsteady};
 use harness::postgres::{Cluster, Node, Programs};
 use harness::relay::{Link, Relay};
+use harness::wire::{Message, Raw, bind, execute, frame, parse, sync};
 use harness::writers::{self, Record, Writers};
 
 /// Time for one test, of which the cluster's start is about a second.
@@ -284,4 +285,47 @@ fn twice_in_a_row() {
         scene.cluster.nodes[first].kill_tree();
         scene.survives(first).await;
     });
+}
+
+/// A dying server says so (FATAL 57P01) to whoever it serves. That is not for the client, whose session goes on: it would take
+/// the words for the answer to its next message.
+#[test]
+fn answers_stay_in_order_when_the_postmaster_dies() {
+    harness::run(TEST_S, async {
+        let mut scene = Scene::new(&[("auth.method", "trust")]).await;
+        scene.cluster.nodes[0].sql("CREATE TABLE piped (who int, n bigint); GRANT ALL ON piped TO PUBLIC").await;
+        let mut clients = tokio::task::JoinSet::new();
+        for number in 0..6 {
+            let raw = Raw::login(scene.pgsteady.port(), "trusting", "app").await;
+            clients.spawn(pipelining(raw, number));
+        }
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        scene.cluster.nodes[0].kill_postmaster();
+        let rounds: usize = clients.join_all().await.iter().sum();
+        assert!(rounds > 100, "only {rounds} rounds: this shows nothing");
+        scene.survives(0).await;
+    });
+}
+
+/// What drivers do: the close of the last statement travels with the parse of the next. Each `Sync` has one answer, and an error
+/// in it is the only thing that may be wrong with it.
+async fn pipelining(mut raw: Raw, number: i64) -> usize {
+    let until = Instant::now() + Duration::from_secs(4);
+    let mut rounds = 0;
+    while Instant::now() < until {
+        rounds += 1;
+        let (name, last) = (format!("s{rounds}"), format!("Ss{}\0", rounds - 1));
+        let describe = frame(b'D', format!("S{name}\0").as_bytes());
+        let insert = parse(&name, &format!("INSERT INTO piped VALUES ({number}, $1::text::bigint)"));
+        raw.send(&[frame(b'C', last.as_bytes()), sync(), insert, describe, sync()].concat()).await;
+        let mut answers = vec![raw.until(b'Z').await, raw.until(b'Z').await];
+        raw.send(&[bind(&name, &[&rounds.to_string()]), execute(), sync()].concat()).await;
+        answers.push(raw.until(b'Z').await);
+        let tags = |answer: &Vec<Message>| answer.iter().map(|message| char::from(message.tag)).collect::<String>();
+        for (answer, right) in answers.iter().map(tags).zip(["3Z", "1tnZ", "2CZ"]) {
+            let failed = answer.ends_with("EZ") && right.starts_with(answer.trim_end_matches("EZ"));
+            assert!(answer == right || failed, "client {number}, round {rounds}: {answer} where {right} belongs");
+        }
+    }
+    rounds
 }

@@ -71,6 +71,34 @@ fn nothing_is_left_for_the_next_client() {
     });
 }
 
+/// Only a superuser can do this, and then it is another user who would be served by a superuser's server, or the reverse.
+#[test]
+fn who_a_session_is_stays_with_it() {
+    harness::run(60, async {
+        let (_node, pgsteady) = started().await;
+        let endpoint = pgsteady.endpoint().with_user("steady", "steady-secret");
+        for trace in
+            ["SET SESSION AUTHORIZATION other", "SET ROLE other", "BEGIN; SET SESSION AUTHORIZATION other; COMMIT"]
+        {
+            let first = endpoint.client().await;
+            first.batch_execute(trace).await.expect("a superuser may do this");
+            let second = endpoint.client().await;
+            let asked = column(&second, "SELECT session_user || ' as ' || current_user");
+            // A client that keeps its server makes the next one wait; seeing it is what must not be.
+            if let Ok(rows) = tokio::time::timeout(std::time::Duration::from_secs(1), asked).await {
+                assert_eq!(rows.expect("a query"), ["steady as steady"], "after {trace}");
+            }
+            drop((first, second));
+            let third = endpoint.client().await;
+            assert_eq!(
+                value(&third, "SELECT session_user || ' as ' || current_user").await,
+                "steady as steady",
+                "{trace}"
+            );
+        }
+    });
+}
+
 #[test]
 fn nothing_is_left_by_a_client_that_is_gone() {
     harness::run(180, async {
