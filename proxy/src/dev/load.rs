@@ -83,8 +83,8 @@ enum Outcome {
     InDoubt,
     /// An error that says nothing else: the row is given up.
     Failed(String),
-    /// The connection is gone, and the row is in doubt.
-    Dropped,
+    /// The connection is gone, and the row is in doubt. Holds why.
+    Dropped(String),
 }
 
 impl Writer {
@@ -126,7 +126,8 @@ impl Writer {
         *number += 1;
         while !*stop.borrow() && self.record.acknowledged.len() < MAX_NOTED {
             let attempt = write(client, insert, self.record.client, *number);
-            let outcome = tokio::time::timeout(PATIENCE, attempt).await.unwrap_or(Outcome::Dropped);
+            let outcome =
+                tokio::time::timeout(PATIENCE, attempt).await.unwrap_or_else(|_| Outcome::Dropped("no answer".into()));
             match outcome {
                 Outcome::Acknowledged => self.record.acknowledged.push((*number, Instant::now())),
                 Outcome::RolledBack => continue,
@@ -135,7 +136,8 @@ impl Writer {
                     let _: Option<()> = self.error(text);
                     tokio::time::sleep(PAUSE).await;
                 }
-                Outcome::Dropped => {
+                Outcome::Dropped(why) => {
+                    let _: Option<()> = self.error(format!("connection lost: {why}"));
                     self.record.in_doubt.push(*number);
                     self.record.dropped += 1;
                     return;
@@ -180,9 +182,9 @@ async fn in_block(client: &Client, insert: &Statement, worker: i32, number: i64)
 }
 
 fn outcome(client: &Client, error: &tokio_postgres::Error, may_be_committed: bool) -> Outcome {
-    let Some(db) = error.as_db_error() else { return Outcome::Dropped };
+    let Some(db) = error.as_db_error() else { return Outcome::Dropped(text(error)) };
     if client.is_closed() || matches!(db.severity(), "FATAL" | "PANIC") {
-        return Outcome::Dropped;
+        return Outcome::Dropped(text(error));
     }
     match *db.code() {
         SqlState::T_R_SERIALIZATION_FAILURE => Outcome::RolledBack,
@@ -202,6 +204,9 @@ async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
 fn text(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => format!("{} {}", db.code().code(), db.message()),
-        None => error.to_string(),
+        None => match std::error::Error::source(error) {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        },
     }
 }

@@ -121,6 +121,7 @@ async fn work(args: &DevArgs, place: &mut Option<Cluster>) -> Result<ExitCode, S
     let load = Load::start(cluster.url(), clients.max(1)).await?;
     tokio::time::sleep(KILL_FOLLOWS).await;
     let report = drill::run(kills, load, cluster, &front).await?;
+    report.errors().iter().for_each(|line| say(line));
     if args.json {
         result(&report.json());
     } else {

@@ -131,10 +131,12 @@ impl Report {
         for (name, count) in counts {
             let _ = writeln!(text, "{name:<30} {count:>10}");
         }
-        for (error, count) in &self.errors {
-            let _ = writeln!(text, "error seen by clients, {count} times: {error}");
-        }
         text
+    }
+
+    /// Errors that clients saw, one a line; they are no part of the result.
+    pub(super) fn errors(&self) -> Vec<String> {
+        self.errors.iter().map(|(error, count)| format!("clients saw {count} times: {error}")).collect()
     }
 }
 
