@@ -120,6 +120,11 @@ impl Session {
                 Report::error(sqlstate::DUPLICATE_PREPARED_STATEMENT, text).write(&mut self.instead).expect(SHORT);
                 return Ok(false);
             }
+            // The server's end is not the client's: it is told what became of its transaction, and stays.
+            b'E' if fate == Fate::Forward && self.entry.managed && View::new(body).is_fatal() => {
+                self.server_error(body);
+                return Err(self.farewell());
+            }
             b'E' if fate == Fate::Forward => self.server_error(body),
             b'Z' => {
                 self.transaction_may_have_ended();
