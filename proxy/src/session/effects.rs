@@ -5,7 +5,7 @@ use pgwire::conversation::TransactionStatus;
 use super::note::About;
 use super::{Mode, Session};
 use crate::routing::{Change, Class, Effect, Kind, Route, SettingChange};
-use crate::settings::{Setting, Settings};
+use crate::settings::{Setting, Settings, is_settable};
 
 /// Classes of portals that are remembered between Bind and Execute.
 const MAX_PORTALS: usize = 256;
@@ -105,7 +105,7 @@ impl Session {
             }
             match change {
                 // What PostgreSQL reports follows the client by itself.
-                Change::Set(_) | Change::Reset if server.reported.get(&name).is_some() => {}
+                Change::Set(_) | Change::Reset if is_settable(&name) && server.reported.get(&name).is_some() => {}
                 Change::Set(sql) => {
                     if !self.settings.set(&name, Setting::Statement(sql)) {
                         server.dirty = true;

@@ -75,6 +75,8 @@ impl Session {
         commits: bool,
         why: &str,
     ) {
+        // A client may not look at the answer to what executes nothing: drivers close statements and forget about it.
+        let told = units.iter().chain(&open).any(|danger| *danger > Danger::Harmless);
         let out = self.client.out();
         for danger in units {
             say(out, &report(danger, in_transaction, commits, why));
@@ -86,26 +88,35 @@ impl Session {
             in_transaction &= danger < Danger::Rollback;
             self.skip = Skip::ToSync;
         }
-        self.lost = if in_transaction { Lost::Told } else { Lost::No };
+        self.lost = match (in_transaction, told) {
+            (false, _) => Lost::No,
+            (true, true) => Lost::Told,
+            (true, false) => Lost::Untold { in_transaction, why: why.to_owned() },
+        };
     }
 
-    /// The client's next message after an untold loss; `true` if it needs a server all the same.
+    /// The client's next message after a loss; `true` if it needs a server all the same.
+    ///
+    /// A COMMIT of the lost transaction is an error in any case. PostgreSQL answers it with ROLLBACK and no error where the
+    /// client has seen the transaction fail; ours may have sent its COMMIT before it looked.
     pub(super) fn meet_loss(&mut self, frame: &Frame<'_>) -> bool {
-        let Lost::Untold { in_transaction, why } = &self.lost else { return true };
-        let (in_transaction, why) = (*in_transaction, why.clone());
+        let (in_transaction, told, why) = match &self.lost {
+            Lost::No => return true,
+            Lost::Told => (true, true, "it was lost before"),
+            Lost::Untold { in_transaction, why } => (*in_transaction, false, why.as_str()),
+        };
         let kind = Asked::of(self, frame.tag, frame.body, frame.whole, &[]).class.kind;
-        if in_transaction && matches!(kind, Kind::Rollback { .. }) {
+        let commits = matches!(kind, Kind::Commit { .. } | Kind::PrepareTransaction);
+        let rolls_back = matches!(kind, Kind::Rollback { .. });
+        if in_transaction && !commits && (told || rolls_back) {
             self.lost = Lost::Told;
             return true;
         }
-        let stays = in_transaction && !matches!(kind, Kind::Commit { .. });
+        let words = if in_transaction { report(Danger::Read, true, false, why) } else { state_lost(why) };
+        let stays = in_transaction && !commits;
         self.lost = if stays { Lost::Told } else { Lost::No };
         let out = self.client.out();
-        if in_transaction {
-            say(out, &report(Danger::Read, true, false, &why));
-        } else {
-            say(out, &state_lost(&why));
-        }
+        say(out, &words);
         if frame.tag == b'Q' {
             out.extend_from_slice(&backend::write_ready_for_query(status(stays)));
         } else {
@@ -122,7 +133,7 @@ impl Session {
         };
         if ends {
             self.skip = Skip::Nothing;
-            let in_transaction = self.lost == Lost::Told;
+            let in_transaction = matches!(self.lost, Lost::Told | Lost::Untold { in_transaction: true, .. });
             self.client.out().extend_from_slice(&backend::write_ready_for_query(status(in_transaction)));
         }
         if frame.tag == b'X' { Err(Turn::End(End::ClientGone)) } else { Ok(()) }

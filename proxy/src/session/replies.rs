@@ -121,7 +121,7 @@ impl Session {
                 return Ok(false);
             }
             // The server's end is not the client's: it is told what became of its transaction, and stays.
-            b'E' if fate == Fate::Forward && self.entry.managed && View::new(body).is_fatal() => {
+            b'E' if fate == Fate::Forward && View::new(body).is_fatal() => {
                 self.server_error(body);
                 return Err(self.farewell());
             }
