@@ -149,3 +149,25 @@ fn set_local_and_a_rolled_back_set_end_with_the_transaction() {
         assert_eq!(value(&client, "SHOW DateStyle").await, "ISO, MDY");
     });
 }
+
+#[test]
+fn a_session_keeps_who_it_is_whatever_server_it_gets() {
+    harness::run(60, async {
+        let (_node, pgsteady) = started().await;
+        let endpoint = pgsteady.endpoint().with_user("steady", "steady-secret");
+        let client = endpoint.client().await;
+        client.batch_execute("CREATE ROLE worn; GRANT worn TO other").await.expect("a superuser may do this");
+        client.batch_execute("SET work_mem = '7MB'").await.expect("a setting");
+        client.batch_execute("SET SESSION AUTHORIZATION other").await.expect("a superuser may do this");
+        client.batch_execute("SET ROLE worn").await.expect("a member may do this");
+        let who = "SELECT session_user || ' as ' || current_user || ' with ' || current_setting('work_mem')";
+        let other = endpoint.client().await;
+        for _ in 0..5 {
+            assert_eq!(value(&other, who).await, "steady as steady with 4MB");
+            assert_eq!(value(&client, who).await, "other as worn with 7MB");
+        }
+        client.batch_execute("RESET SESSION AUTHORIZATION").await.expect("anybody may do this");
+        assert_eq!(value(&other, who).await, "steady as steady with 4MB");
+        assert_eq!(value(&client, who).await, "steady as steady with 7MB");
+    });
+}

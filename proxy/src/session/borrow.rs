@@ -33,6 +33,9 @@ const HELD_BYTES_PER_CLIENT: usize = 64 * 1024;
 /// Time for one round trip on our own account: bringing settings, cleaning up.
 const OWN_ROUND_TRIP: Duration = Duration::from_secs(15);
 
+/// The settings that say who a session is, in the order in which they are made: the first undoes the second.
+const IDENTITY: [&str; 2] = ["session_authorization", "role"];
+
 /// Why the client's next transaction got no server.
 pub(super) enum NoServer {
     /// The client is told, and stays.
@@ -364,23 +367,27 @@ fn make(out: &mut BytesMut, settings: &Settings, server: &Settings) -> usize {
     if settings.is(server) || settings.equals(server) {
         return 0;
     }
-    let mut values = Vec::new();
+    // Who the session is comes off first and is put on last: the rest is set by the role that logged in.
+    let worn = IDENTITY.iter().rev().filter(|name| server.get(name).is_some()).copied();
+    let dropped = settings.to_reset(server).into_iter().filter(|name| !IDENTITY.contains(name));
     let mut asked = 0;
-    for name in settings.to_reset(server) {
-        let name = format!("RESET \"{}\"", name.replace('"', "\"\""));
-        write_query(out, name.as_bytes()).expect(SHORT);
+    for name in worn.chain(dropped) {
+        let reset = format!("RESET \"{}\"", name.replace('"', "\"\""));
+        write_query(out, reset.as_bytes()).expect(SHORT);
         asked += 1;
     }
-    for (name, setting) in settings.to_make(server) {
-        match setting {
-            Setting::Value(value) => values.push((name, &**value)),
+    let others = settings.to_make(server).into_iter().filter(|(name, _)| !IDENTITY.contains(name));
+    let identity = IDENTITY.iter().filter_map(|name| settings.get(name).map(|setting| (*name, setting)));
+    for (name, setting) in others.chain(identity) {
+        asked += match setting {
+            Setting::Value(value) => assign(out, &[(name, value)]),
             Setting::Statement(sql) => {
                 write_query(out, sql.as_bytes()).expect(SHORT);
-                asked += 1;
+                1
             }
-        }
+        };
     }
-    asked + assign(out, &values)
+    asked
 }
 
 /// Sends requests of our own to a server at rest and reads until as many ReadyForQuery came; the first error that came, if

@@ -103,6 +103,9 @@ impl Session {
             if *name == *Route::PARAMETER {
                 self.route = asked_route(&change);
             }
+            if *name == *"session_authorization" {
+                self.settings.reset("role"); // PostgreSQL manual, SET SESSION AUTHORIZATION: the role goes with it
+            }
             match change {
                 // What PostgreSQL reports follows the client by itself.
                 Change::Set(_) | Change::Reset if is_settable(&name) && server.reported.get(&name).is_some() => {}
