@@ -113,7 +113,7 @@ pub struct ClusterNode {
     pub name: Arc<str>,
     /// Where it answers.
     pub address: Address,
-    /// Higher is promoted first; 0 never.
+    /// Between standbys equally far on, the higher is promoted.
     pub priority: u16,
     /// Where it is.
     pub zone: Option<String>,

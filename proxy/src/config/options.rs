@@ -270,7 +270,7 @@ section! {
         host: String,
         /// Port.
         port: u16 = "5432",
-        /// Between standbys equally far on, the higher priority is promoted; 0 is never promoted.
+        /// Between standbys equally far on, the higher priority is promoted.
         priority: u16 = "100",
         /// Where it is; reads prefer the own zone.
         zone: Option<String>,
