@@ -7,19 +7,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Reported parameters that a session can change, so that a server may have to be brought to the client's value.
-/// PostgreSQL manual, "Asynchronous Operations": the list of GUC_REPORT; the others only the server can change.
-const SETTABLE: [&str; 9] = [
-    "application_name",
-    "client_encoding",
-    "DateStyle",
-    "default_transaction_read_only",
-    "IntervalStyle",
-    "scram_iterations",
-    "search_path",
-    "standard_conforming_strings",
-    "TimeZone",
-];
+use pgwire::parameters::CHANGEABLE;
+
 /// Reported parameters kept for one connection.
 const MAX_REPORTED: usize = 64;
 /// Settings tracked for one session.
@@ -76,7 +65,7 @@ impl Reported {
 
 /// Whether PostgreSQL may report this parameter and a session may set it.
 pub(crate) fn is_settable(name: &str) -> bool {
-    SETTABLE.iter().any(|settable| settable.eq_ignore_ascii_case(name))
+    CHANGEABLE.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
 /// How a setting is made.
