@@ -17,7 +17,7 @@ has_file() { compgen -G "$1"; }
 need build-essential command -v cc
 need pkg-config command -v pkg-config
 need libssl-dev has_file '/usr/include/openssl/ssl.h'
-need libclang-dev has_file '/usr/lib/llvm-*/lib/libclang*.so*'
+need libclang-dev has_file '/usr/lib/llvm-*/lib/libclang.so*' # not libclang-cpp, which comes with other packages
 # To run: a primary and two standbys.
 need postgresql has_file '/usr/lib/postgresql/*/bin/pg_rewind'
 case $purpose in
