@@ -38,48 +38,55 @@ async fn passes(mut command: Command, checks: usize) {
     assert!(well && passed == checks, "{ended:?}\n{said}{}", read(&errors));
 }
 
-async fn started() -> (Node, Pgsteady) {
-    let node = Node::primary(&Programs::installed()).await;
-    let config = Config::single(&node).set("database.app.pool_size", 3).set("database.app.pool_mode", "transaction");
-    let pgsteady = Pgsteady::start(&config).await;
-    (node, pgsteady)
+/// Runs a driver's six checks through transaction pooling on the installed PostgreSQL and on a newer one; `command` makes
+/// the driver's program for an endpoint.
+async fn passes_on_both(command: impl Fn(Endpoint) -> Command) {
+    for programs in [Programs::installed(), Programs::newer()] {
+        let node = Node::primary(&programs).await;
+        let config =
+            Config::single(&node).set("database.app.pool_size", 3).set("database.app.pool_mode", "transaction");
+        let mut pgsteady = Pgsteady::start(&config).await;
+        passes(command(pgsteady.endpoint()), 6).await;
+        pgsteady.lives();
+    }
 }
 
 #[test]
 fn psycopg() {
-    harness::run(90, async {
-        let (_node, mut pgsteady) = started().await;
-        let mut command = python();
-        command.arg(script("psycopg_default.py")).arg(pgsteady.endpoint().conninfo());
-        passes(command, 6).await;
-        pgsteady.lives();
-    });
+    harness::run(
+        120,
+        passes_on_both(|endpoint| {
+            let mut command = python();
+            command.arg(script("psycopg_default.py")).arg(endpoint.conninfo());
+            command
+        }),
+    );
 }
 
 #[test]
 fn asyncpg() {
-    harness::run(90, async {
-        let (_node, mut pgsteady) = started().await;
-        let Endpoint { host, port, user, password, database } = pgsteady.endpoint();
-        let mut command = python();
-        command.arg(script("asyncpg_default.py")).args([host, port.to_string(), user, password, database]);
-        passes(command, 6).await;
-        pgsteady.lives();
-    });
+    harness::run(
+        120,
+        passes_on_both(|Endpoint { host, port, user, password, database }| {
+            let mut command = python();
+            command.arg(script("asyncpg_default.py")).args([host, port.to_string(), user, password, database]);
+            command
+        }),
+    );
 }
 
 #[test]
 fn jdbc() {
-    harness::run(120, async {
-        let (_node, mut pgsteady) = started().await;
+    harness::run(180, async {
         let classes = Folder::new("jdbc");
         let path = format!("/usr/share/java/postgresql.jar:{}", classes.path().display());
         run(Command::new("javac").args(["-cp", &path, "-d"]).arg(classes.path()).arg(script("JdbcDefault.java")));
-        let Endpoint { host, port, user, password, database } = pgsteady.endpoint();
-        let mut command = Command::new("java");
-        command.args(["-cp", &path, "JdbcDefault", &format!("jdbc:postgresql://{host}:{port}/{database}")]);
-        command.args([user, password]);
-        passes(command, 6).await;
-        pgsteady.lives();
+        passes_on_both(|Endpoint { host, port, user, password, database }| {
+            let mut command = Command::new("java");
+            command.args(["-cp", &path, "JdbcDefault", &format!("jdbc:postgresql://{host}:{port}/{database}")]);
+            command.args([user, password]);
+            command
+        })
+        .await;
     });
 }
