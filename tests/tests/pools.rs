@@ -53,17 +53,16 @@ fn who_comes_first_is_served_first() {
         let config = |config: Config| config.set("database.app.pool_size", 1).set("auth.method", "trust");
         let (_node, pgsteady) = started(config).await;
         let holder = pgsteady.endpoint().client().await;
-        holder
-            .batch_execute("CREATE TABLE turns (id serial, who int); BEGIN; SELECT 1")
-            .await
-            .expect("the only server");
+        holder.batch_execute("CREATE TABLE turns (id serial, who int)").await.expect("a table");
+        let mut waiting = Vec::new();
+        for _ in 0..8 {
+            waiting.push(Raw::login(pgsteady.port(), "app", "app").await);
+        }
+        holder.batch_execute("BEGIN; SELECT 1").await.expect("the only server");
         // One write each, in this order and from this task: a driver that prepares first would ask twice, and the order
         // of the second questions would be that of the machine's scheduler.
-        let mut waiting = Vec::new();
-        for who in 0..8 {
-            let mut client = Raw::login(pgsteady.port(), "app", "app").await;
+        for (who, client) in waiting.iter_mut().enumerate() {
             client.send(&query(&format!("INSERT INTO turns (who) VALUES ({who})"))).await;
-            waiting.push(client);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         holder.batch_execute("COMMIT").await.expect("the holder lets go");
