@@ -118,8 +118,13 @@ impl Settings {
     /// Forgets all but the two that RESET ALL leaves.
     pub(crate) fn reset_all(&mut self) {
         if let Some(settings) = &mut self.0 {
-            Arc::make_mut(settings).retain(|name, _| matches!(&**name, "role" | "session_authorization"));
+            Arc::make_mut(settings).retain(|name, _| Self::outlives_reset_all(name));
         }
+    }
+
+    /// Whether RESET ALL leaves this one as it is.
+    pub(crate) fn outlives_reset_all(name: &str) -> bool {
+        matches!(name, "role" | "session_authorization")
     }
 
     /// All of them.

@@ -136,8 +136,16 @@ impl Raw {
     /// # Panics
     /// When the login fails.
     pub async fn login(port: u16, user: &str, database: &str) -> Self {
+        Self::login_with(port, &[("user", user), ("database", database)]).await
+    }
+
+    /// As [`Raw::login`], with these startup parameters.
+    ///
+    /// # Panics
+    /// When the login fails.
+    pub async fn login_with(port: u16, parameters: &[(&str, &str)]) -> Self {
         let mut raw = Self::connect(port).await;
-        raw.send(&startup(&[("user", user), ("database", database)])).await;
+        raw.send(&startup(parameters)).await;
         for message in raw.until(b'Z').await {
             match message.tag {
                 b'K' => {

@@ -3,6 +3,7 @@
 use harness::endpoint::{column, say, value};
 use harness::pgsteady::{Config, Pgsteady};
 use harness::postgres::{Node, Programs};
+use harness::wire::{Raw, bind, execute, parse, sync};
 
 async fn started() -> (Node, Pgsteady) {
     let node = Node::primary(&Programs::installed()).await;
@@ -170,4 +171,54 @@ fn a_session_keeps_who_it_is_whatever_server_it_gets() {
         assert_eq!(value(&other, who).await, "steady as steady with 4MB");
         assert_eq!(value(&client, who).await, "steady as steady with 7MB");
     });
+}
+
+/// What resets, and what a login asked for is as it was there. The last ones are undone, or followed by another value.
+const RESETS: [(&str, &str); 9] = [
+    ("RESET DateStyle; RESET search_path", "Postgres, MDY/pg_catalog"),
+    ("SET DateStyle = 'German'; SET DateStyle TO DEFAULT", "Postgres, MDY/pg_catalog"),
+    ("RESET ALL", "Postgres, MDY/pg_catalog"),
+    ("DISCARD ALL", "Postgres, MDY/pg_catalog"),
+    ("BEGIN; RESET DateStyle; RESET search_path", "Postgres, MDY/pg_catalog"),
+    ("COMMIT", "Postgres, MDY/pg_catalog"),
+    ("SET DateStyle = 'German'; SET search_path = public", "German, DMY/public"),
+    ("BEGIN; RESET ALL; ROLLBACK", "German, DMY/public"),
+    ("RESET DateStyle; SET DateStyle = 'SQL, DMY'; RESET search_path", "SQL, DMY/pg_catalog"),
+];
+
+#[test]
+fn reset_goes_back_to_what_was_asked_at_the_login() {
+    harness::run(90, async {
+        for mode in ["session", "transaction"] {
+            let node = Node::primary(&Programs::installed()).await;
+            let config = Config::single(&node).set("auth.method", "trust").set("database.app.pool_mode", mode);
+            let pgsteady = Pgsteady::start(&config).await;
+            let login = [
+                ("user", "app"),
+                ("database", "app"),
+                ("DateStyle", "Postgres, MDY"),
+                ("options", "-c search_path=pg_catalog"),
+            ];
+            let mut client = Raw::login_with(pgsteady.port(), &login).await;
+            let question = "SELECT current_setting('DateStyle') || '/' || current_setting('search_path')";
+            for (statement, expected) in RESETS {
+                client.query(statement).await;
+                assert_eq!(answer(&client.query(question).await), expected, "{mode}: {statement}");
+            }
+            // The extended protocol, as drivers do it.
+            client.query("SET DateStyle = 'German'").await;
+            client.send(&[parse("", "RESET DateStyle"), bind("", &[]), execute(), sync()].concat()).await;
+            client.until(b'Z').await;
+            assert_eq!(answer(&client.query(question).await), "Postgres, MDY/pg_catalog", "{mode}, extended");
+            // And nobody else gets it.
+            let mut other = Raw::login(pgsteady.port(), "app", "app").await;
+            assert_eq!(answer(&other.query(question).await), "ISO, MDY/\"$user\", public", "{mode}, another client");
+        }
+    });
+}
+
+/// The only value of an answer.
+fn answer(messages: &[harness::wire::Message]) -> String {
+    let row = messages.iter().find(|message| message.tag == b'D');
+    row.unwrap_or_else(|| panic!("no row: {messages:?}")).columns().remove(0)
 }

@@ -214,7 +214,13 @@ impl Session {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let server = &mut **server;
         let mut out = BytesMut::new();
+        let again = self.login.take();
+        if !again.is_empty() {
+            self.reported = server.reported.clone(); // the server was the session's before
+        }
+        let again: Vec<(&str, &str)> = again.iter().map(|(name, value)| (&**name, &**value)).collect();
         let mut asked = assign(&mut out, &self.reported.to_assign(&server.reported));
+        asked += assign(&mut out, &again);
         asked += make(&mut out, &self.settings, &server.applied);
         if self.lost == Lost::Told {
             asked += Self::failed_transaction(&mut out);

@@ -49,7 +49,10 @@ impl Portals {
 impl Session {
     /// What is to be noted of a statement that is being sent.
     pub(super) fn effects_of(&mut self, class: &Class) -> About {
-        if self.mode == Mode::Session || !leaves_something(class) {
+        if self.mode == Mode::Session {
+            return self.resets_of(class);
+        }
+        if !leaves_something(class) {
             return About::Nothing;
         }
         self.effects.push_back(class.clone());
@@ -84,7 +87,12 @@ impl Session {
             match effect {
                 Effect::Pin(reason) => self.pin(&reason.to_string()),
                 Effect::Setting(change) if change.local => {}
-                Effect::Setting(change) => self.pending_settings.push(change.clone()),
+                Effect::Setting(change) => {
+                    self.follow_login(change);
+                    if self.mode != Mode::Session {
+                        self.pending_settings.push(change.clone());
+                    }
+                }
             }
         }
     }
@@ -115,8 +123,16 @@ impl Session {
                         self.pinned = Some("too many settings".into());
                     }
                 }
-                Change::Reset => self.settings.reset(&name),
-                Change::ResetAll => self.settings.reset_all(),
+                Change::Reset => match self.startup.get(&name) {
+                    Some(value) => drop(self.settings.set(&name, value.clone())),
+                    None => self.settings.reset(&name),
+                },
+                Change::ResetAll => {
+                    self.settings.reset_all();
+                    for (name, value) in self.startup.iter().filter(|(name, _)| !Settings::outlives_reset_all(name)) {
+                        let _ = self.settings.set(name, value.clone());
+                    }
+                }
             }
         }
         server.applied = self.settings.clone();
@@ -152,6 +168,7 @@ impl Session {
         self.pinned = None;
         self.pending_settings.clear();
         self.settings = self.startup.clone();
+        self.login.all_reset();
         if let Some(server) = self.server.as_mut() {
             server.dirty = false;
             server.applied = Settings::default();

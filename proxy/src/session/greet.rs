@@ -274,6 +274,7 @@ impl Session {
             pending_settings: Vec::new(),
             rolled_back: false,
             startup: settings.clone(),
+            login: super::Login::new(settings.clone()),
             settings,
             reported: Reported::default(),
             pinned: None,

@@ -54,6 +54,7 @@ impl Session {
         self.names.forget_pending();
         self.effects.clear();
         self.forget_settings_of_transaction();
+        self.login.forget();
         self.portals.clear();
         let commits = self.units.commits();
         let (units, open) = self.units.take();

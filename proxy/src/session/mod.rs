@@ -17,6 +17,7 @@ mod borrow;
 mod card;
 mod effects;
 mod greet;
+mod login;
 mod lost;
 pub(crate) mod note;
 mod replies;
@@ -39,6 +40,7 @@ use crate::wire::Wire;
 use crate::worker::Worker;
 use borrow::NoServer;
 use effects::Portals;
+use login::Login;
 use lost::Lost;
 use statements::Names;
 use turn::{End, Turn};
@@ -133,6 +135,7 @@ pub(crate) struct Session {
     /// The settings of the session, and those that it began with.
     settings: Settings,
     startup: Settings,
+    login: Login,
     /// What the client was told of the parameters.
     reported: Reported,
     pinned: Option<Box<str>>,
@@ -151,6 +154,7 @@ impl Session {
                     no_server => no_server,
                 },
                 Turn::Bring => self.bring().await,
+                Turn::Restore => self.restore().await,
                 Turn::Lost(why) => self.lose_server(&why).map_err(NoServer::End),
                 Turn::Recover => {
                     self.recover();
@@ -167,6 +171,15 @@ impl Session {
             }
         };
         self.end(end).await;
+    }
+
+    /// Makes settings of the login again; a server that has nothing else to do goes back.
+    async fn restore(&mut self) -> Result<(), NoServer> {
+        self.bring().await?;
+        if self.may_release() && self.release().is_err() {
+            self.recover();
+        }
+        Ok(())
     }
 
     /// The client's next transaction cannot begin: it is told so, and may try again.

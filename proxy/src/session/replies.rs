@@ -185,6 +185,7 @@ impl Session {
 
     fn note_tag(&mut self, body: &[u8]) {
         match body {
+            b"DISCARD ALL\0" if self.mode == Mode::Session => self.login.all_reset(),
             b"ROLLBACK\0" => self.rolled_back = true,
             b"DISCARD ALL\0" | b"DEALLOCATE ALL\0" if self.mode != Mode::Session => {
                 self.names.clear();
@@ -206,7 +207,9 @@ impl Session {
         self.card.rest(server.conversation.quiet());
         if server.conversation.status() == TransactionStatus::Idle {
             self.settle_settings();
-            self.rolled_back = false;
+            if std::mem::take(&mut self.rolled_back) {
+                self.login.forget(); // what it reset is as it was
+            }
         }
         self.shield();
     }
@@ -236,6 +239,9 @@ impl Session {
 
     /// The transaction is over: the server goes back.
     pub(super) fn release(&mut self) -> Result<Released, Turn> {
+        if self.login.is_due() {
+            return Err(Turn::Restore);
+        }
         let Some(server) = &mut self.server else { return Ok(Released::No) };
         if !self.reported.is(&server.reported) {
             self.reported = server.reported.clone();

@@ -109,6 +109,9 @@ impl Session {
             self.skipped(&frame)?;
             passing.from = arrived;
         } else {
+            if self.login_is_due() {
+                return Err(Turn::Restore);
+            }
             if self.server.is_some() || self.begin(&frame, &input[arrived..])? {
                 self.client_message(passing, &frame)?;
             } else {
@@ -225,6 +228,7 @@ impl Session {
         let class = self.class_of_text(parse.text);
         self.units.begin(Danger::Harmless);
         if self.mode == Mode::Session {
+            self.note_parsed(class);
             return self.ask(Request::Parse, None);
         }
         if parse.name.is_empty() {
@@ -358,8 +362,8 @@ impl Session {
         let portal = frontend::Execute::read(frame.body).map_err(|error| violation(error.to_string()))?.portal;
         let class = self.portals.get(portal);
         self.units.begin(Danger::of(&class));
-        let note = self.effects_of(&class).note();
-        self.ask(Request::Execute, Some(note))
+        let about = if self.mode == Mode::Session { self.resets_of_parsed() } else { self.effects_of(&class) };
+        self.ask(Request::Execute, Some(about.note()))
     }
 
     fn sync(&mut self) -> Result<(), Turn> {

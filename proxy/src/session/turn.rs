@@ -24,6 +24,8 @@ pub(super) enum Turn {
     Need(Asked),
     /// A server was borrowed, and has to be brought to the session's settings first.
     Bring,
+    /// The client reset what it had asked for at its login: that is made again first.
+    Restore,
     /// The transaction cannot go on: its server is lost.
     Lost(String),
     /// The server needs a round trip of ours before it may go back.
