@@ -12,6 +12,7 @@ use crate::history::History;
 use crate::lag::Lag;
 use crate::orders::undone;
 use crate::probe::Report;
+use crate::reigns::Reigns;
 use crate::translate::{Names, contact, millis};
 use crate::{Lsn, Node, PrimarySample, Reading, Role, Topology};
 
@@ -31,6 +32,7 @@ pub(crate) struct Driver {
     pub(crate) topology: Topology,
     pub(crate) published: watch::Sender<Arc<Topology>>,
     pub(crate) positions: Positions,
+    pub(crate) reigns: Reigns,
     pub(crate) began: Instant,
     /// An answer that took longer than this is none.
     pub(crate) timeout: Duration,
@@ -43,6 +45,8 @@ pub(crate) struct Driver {
 pub(crate) struct Positions {
     lag: Lag,
     replayed: HashMap<usize, (Lsn, Instant)>,
+    /// Each node's incarnation.
+    incarnations: HashMap<usize, i64>,
 }
 
 impl Driver {
@@ -91,6 +95,7 @@ impl Driver {
             }
             Ok(reading) => {
                 self.position(report, reading);
+                self.reign(report, reading);
                 let contact = decision::Contact::Reached(Box::new(self.names.report(reading)));
                 Event::Probed { node, contact }
             }
@@ -124,6 +129,24 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// Notes whose reign it is.
+    fn reign(&mut self, report: &Report, reading: &Reading) {
+        self.positions.incarnations.insert(report.node, reading.started);
+        let Some(rule) = self.coordinator.record().rule else { return };
+        let leads = rule.leader.index() == report.node && !reading.in_recovery;
+        if leads && reading.term.as_ref().is_some_and(|row| row.term == rule.term.0) {
+            let leader = (report.node, reading.started);
+            self.reigns.seen(rule.term.0, leader, reading.recovered, report.number);
+        }
+    }
+
+    /// The same when a primary is announced.
+    fn opened(&mut self, node: usize, view: &View) {
+        let Some(incarnation) = self.positions.incarnations.get(&node) else { return };
+        let origin = self.coordinator.record().origin.map(|origin| (origin.term.0, view.next_xid));
+        self.reigns.opened(view.term.0, (node, *incarnation), origin);
     }
 
     /// Tells the decision, and does what it says.
@@ -187,7 +210,9 @@ impl Driver {
         self.topology.epoch = view.epoch;
         self.topology.primary = view.primary.map(NodeId::index);
         self.topology.term = view.term.0;
-        self.topology.next_xid = view.next_xid;
+        if let Some(primary) = self.topology.primary {
+            self.opened(primary, view);
+        }
         self.topology.why = view.reason.as_ref().map(ToString::to_string).unwrap_or_default().into();
         for (node, standing) in self.topology.nodes.iter_mut().zip(&view.nodes) {
             node.role = match standing.role {
@@ -207,6 +232,7 @@ impl Driver {
             let seen = self.positions.replayed.get(&index);
             place(node, seen.copied(), &self.positions.lag);
         }
+        self.topology.reigns = self.reigns.all();
         self.published.send_replace(Arc::new(self.topology.clone()));
     }
 }

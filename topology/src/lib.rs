@@ -19,6 +19,7 @@ pub mod node;
 mod orders;
 pub mod probe;
 mod reading;
+mod reigns;
 mod snapshot;
 pub mod store;
 mod translate;
@@ -29,7 +30,7 @@ pub use history::{FailoverRecord, Failovers, MAX_FAILOVERS};
 pub use login::{APPLICATION_NAME, Connector, Encryption, Failure, Login, Secret, Server};
 pub use monitor::{ClusterConfig, Monitor, MonitorError, NodeConfig};
 pub use reading::{Reading, Receiver, TermRow, Walsender};
-pub use snapshot::{Address, Lsn, Node, PrimarySample, Role, Topology};
+pub use snapshot::{Address, Lsn, Node, PrimarySample, Reign, Role, Topology};
 
 /// What a proxy holds of a cluster: the latest snapshot, and the ways to talk back.
 #[derive(Debug, Clone)]

@@ -17,6 +17,7 @@ use crate::history::History;
 use crate::login::Connector;
 use crate::orders::{Deadlines, MAX_ORDERS, NodeOrders, store_orders};
 use crate::probe::{Pace, Probe, Report};
+use crate::reigns::Reigns;
 use crate::store::{FileStore, MemoryStore, Store, StoreError};
 use crate::translate::Names;
 use crate::{Address, Login, Lsn, Node, PrimarySample, ReplicationLogin, Role, Topology, Watch};
@@ -142,6 +143,7 @@ impl Monitor {
             topology,
             published,
             positions: Positions::default(),
+            reigns: Reigns::default(),
             began: Instant::now(),
             timeout: config.pace.timeout,
             refused: Vec::new(),
@@ -245,7 +247,7 @@ fn unseen(config: &ClusterConfig, names: &Names) -> Topology {
         epoch: 0,
         primary: None,
         term: 0,
-        next_xid: None,
+        reigns: Arc::from([]),
         nodes: config.nodes.iter().zip(names.addresses.iter()).map(node).collect(),
         sample: PrimarySample::default(),
         why: "the nodes have not been looked at yet".into(),

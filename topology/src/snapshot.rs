@@ -66,6 +66,23 @@ pub struct PrimarySample {
     pub position: Lsn,
 }
 
+/// The time of one primary: from its promotion or its start to its end. A crash restart begins another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reign {
+    /// Index into `nodes`.
+    pub node: usize,
+    /// Tells two lives of a node apart: when its checkpointer was started, by its clock.
+    pub incarnation: i64,
+    /// Its term.
+    pub term: u64,
+    /// The next transaction id when it began, before it took any write: a transaction of the reign before it with this or a
+    /// later id has not committed (ids are used again). `None` if nobody knows.
+    pub next_xid: Option<u64>,
+    /// Number of the latest reading that showed it ([`PrimarySample::number`]): a connection that was open before that reading
+    /// began and still is belongs to this reign.
+    pub seen: u64,
+}
+
 /// The cluster at one moment.
 #[derive(Debug, Clone)]
 pub struct Topology {
@@ -76,9 +93,8 @@ pub struct Topology {
     pub primary: Option<usize>,
     /// The term of that primary; 0 where no term is kept.
     pub term: u64,
-    /// The next transaction id when the primary was promoted, before it took any write: a transaction of the primary
-    /// before it with this or a later id has not committed (ids are used again). `None` if nobody here saw the promotion.
-    pub next_xid: Option<u64>,
+    /// The latest reigns, each the direct successor of the one before it; the last is that of the primary, or of the last one.
+    pub reigns: Arc<[Reign]>,
     /// The nodes, in the order of the configuration; the order and length change only with the configuration.
     pub nodes: Vec<Node>,
     /// The latest reading of the primary's position.
@@ -103,7 +119,7 @@ impl Topology {
             epoch: 1,
             primary: Some(0),
             term: 0,
-            next_xid: None,
+            reigns: Arc::from([]),
             nodes: vec![node],
             sample: PrimarySample::default(),
             why: "".into(),

@@ -41,7 +41,9 @@ async fn a_killed_primary_is_replaced_and_no_acknowledged_row_is_lost() {
     let after = snapshot(&watch, "another primary", |t| t.epoch > before.epoch && t.primary.is_some()).await;
     let open = killed.elapsed();
     let primary = after.primary.unwrap();
-    assert!(primary != 0 && after.term > before.term && after.next_xid.is_some(), "{after:?}");
+    assert!(primary != 0 && after.term > before.term, "{after:?}");
+    let reigns: Vec<(usize, bool)> = after.reigns.iter().map(|reign| (reign.node, reign.next_xid.is_some())).collect();
+    assert_eq!(reigns, [(0, false), (primary, true)], "{after:?}");
     let client = cluster.servers[primary].connect().await;
     let acknowledged = writer.await.unwrap();
     assert!(acknowledged > 20, "{acknowledged} rows are too few to lose one");

@@ -176,7 +176,7 @@ impl Fenced {
         }
         let position = self.fenced.get(&node)?.position;
         let term = position.row.map(|row| row.term).unwrap_or_default();
-        let origin = Origin { term, timeline: position.timeline, lsn: position.lsn };
+        let origin = Origin { term, timeline: position.timeline, lsn: position.lsn, next_xid: None };
         Some(Intent { node, term: self.term, cohort, k, origin })
     }
 
@@ -278,7 +278,7 @@ mod tests {
     fn one_fence_is_not_two_but_with_an_intent_that_stands() {
         let one = BTreeMap::from([(NodeId(2), fenced_at(10, 4))]);
         assert_eq!(Fenced::prove(&rule(), TERM, &one, None), Err(Short::Of { have: 1, need: 2 }));
-        let origin = Origin { term: Term(4), timeline: Timeline(1), lsn: Lsn(10) };
+        let origin = Origin { term: Term(4), timeline: Timeline(1), lsn: Lsn(10), next_xid: None };
         let stands = Intent { node: NodeId(1), term: Term(4), cohort: NodeSet::EMPTY, k: 0, origin };
         assert!(Fenced::prove(&rule(), TERM, &one, Some(&stands)).is_ok());
         let further = Intent { origin: Origin { lsn: Lsn(11), ..origin }, ..stands };

@@ -67,6 +67,9 @@ pub struct Origin {
     pub timeline: Timeline,
     /// Its position at the promotion.
     pub lsn: Lsn,
+    /// Its next transaction id before it took any write; `None` before it was promoted, or if nobody who knows it lived to
+    /// write it down.
+    pub next_xid: Option<u64>,
 }
 
 /// The one record of a cluster in the store. Every write is a compare-and-set on `revision`.

@@ -33,7 +33,7 @@ pub struct View {
     /// The term of the rule; 0 before there is one.
     pub term: Term,
     /// The next transaction id when the primary was promoted, before it took any write: an xid at or past it that was
-    /// assigned under an earlier epoch did not commit. `None` if this process did not see the promotion.
+    /// assigned by the primary before it did not commit. `None` if nobody wrote it down.
     pub next_xid: Option<u64>,
     /// One for each node, in the order of the configuration.
     pub nodes: Vec<Standing>,

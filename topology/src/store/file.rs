@@ -125,7 +125,7 @@ mod tests {
     }
 
     fn full() -> Record {
-        let origin = Origin { term: Term(3), timeline: Timeline(2), lsn: Lsn(0x0400_0307) };
+        let origin = Origin { term: Term(3), timeline: Timeline(2), lsn: Lsn(0x0400_0307), next_xid: Some(1 << 40) };
         let cohort = [NodeId(1), NodeId(2)].into_iter().collect();
         Record {
             revision: 1,

@@ -44,12 +44,15 @@ struct StoredOrigin {
     term: u64,
     timeline: u32,
     lsn: u64,
+    #[serde(default)]
+    next_xid: Option<u64>,
 }
 
 /// The record's text; ends with a line end.
 pub(super) fn write(name: &str, cluster: &Cluster, record: &Record) -> String {
     let names = |set: NodeSet| set.iter().map(|node| cluster.name(node).to_owned()).collect::<Vec<_>>();
-    let origin = |o: &Origin| StoredOrigin { term: o.term.0, timeline: o.timeline.0, lsn: o.lsn.0 };
+    let origin =
+        |o: &Origin| StoredOrigin { term: o.term.0, timeline: o.timeline.0, lsn: o.lsn.0, next_xid: o.next_xid };
     let stored = Stored {
         format: FORMAT,
         cluster: name.to_owned(),
@@ -85,7 +88,12 @@ pub(super) fn read(name: &str, cluster: &Cluster, text: &str) -> Result<Record, 
     if stored.cluster != name {
         return Err(format!("it is of cluster \"{}\", this is \"{name}\"", stored.cluster));
     }
-    let origin = |o: StoredOrigin| Origin { term: Term(o.term), timeline: Timeline(o.timeline), lsn: Lsn(o.lsn) };
+    let origin = |o: StoredOrigin| Origin {
+        term: Term(o.term),
+        timeline: Timeline(o.timeline),
+        lsn: Lsn(o.lsn),
+        next_xid: o.next_xid,
+    };
     let rule = stored.rule.map(|rule| {
         Ok::<_, String>(Rule {
             term: Term(rule.term),

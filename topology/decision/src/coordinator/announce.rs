@@ -18,7 +18,7 @@ pub(crate) fn view(picture: &Picture, phase: &Phase) -> View {
         epoch: picture.epoch,
         primary,
         term,
-        next_xid: picture.next_xid.filter(|(of, _)| *of == term && primary.is_some()).map(|(_, xid)| xid),
+        next_xid: picture.record.origin.filter(|_| primary.is_some()).and_then(|origin| origin.next_xid),
         nodes: picture.cluster.nodes().iter().map(|node| standing(picture, node, primary, term)).collect(),
         reason: reason_of(picture, phase, rule.as_ref()),
     }

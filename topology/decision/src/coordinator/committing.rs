@@ -45,6 +45,7 @@ impl Committing {
         }
         picture.order(Action::WriteTerm { node: rule.leader, rule });
         let doing = Doing::Writing;
+        let origin = Origin { next_xid: picture.next_xid_of(rule.term), ..origin };
         Phase::Committing(Box::new(Self { rule, origin, doing, followers, short_since: Some(picture.now) }))
     }
 
@@ -55,7 +56,8 @@ impl Committing {
         let followers = NodeSet::EMPTY;
         let doing = Doing::Setting;
         let short_since = Some(picture.now);
-        Phase::Committing(Box::new(Self { rule, origin: intent.origin, doing, followers, short_since }))
+        let origin = Origin { next_xid: picture.next_xid_of(intent.term), ..intent.origin };
+        Phase::Committing(Box::new(Self { rule, origin, doing, followers, short_since }))
     }
 
     pub(crate) fn on(mut self: Box<Self>, picture: &mut Picture, event: &Event) -> Phase {

@@ -119,7 +119,8 @@ pub(crate) struct Picture {
     pub(crate) epoch: u64,
     /// The primary as last opened: node, term, incarnation.
     pub(crate) opened: Option<(NodeId, Term, u64)>,
-    pub(crate) next_xid: Option<(Term, u64)>,
+    /// The next transaction id at the last promotion that was seen here, and that promotion's term.
+    promoted_at: Option<(Term, u64)>,
     /// Attempts since the last opening, and when the next may begin.
     pub(crate) attempts: u32,
     pub(crate) retry_at: Millis,
@@ -147,7 +148,7 @@ impl Picture {
             claimed_since: Millis(0),
             epoch: 0,
             opened: None,
-            next_xid: None,
+            promoted_at: None,
             attempts: 0,
             retry_at: Millis(0),
             obstacle: None,
@@ -188,7 +189,7 @@ impl Picture {
             Event::PublishRefused { record } => self.adopt(Some(record)),
             Event::Published { revision } => self.published(*revision),
             Event::Promoted { node, term, timeline, next_xid } => {
-                self.next_xid = Some((*term, *next_xid));
+                self.promoted_at = Some((*term, *next_xid));
                 self.correct(*node, |report| {
                     report.in_recovery = false;
                     report.timeline = *timeline;
@@ -217,6 +218,11 @@ impl Picture {
         let seen = &mut self.seen[node.index()];
         seen.contradictions = if contradicts { seen.contradictions.saturating_add(1) } else { 0 };
         self.count_standbys(report.standbys);
+    }
+
+    /// The next transaction id at the promotion of this term, if it was seen here.
+    pub(crate) fn next_xid_of(&self, term: Term) -> Option<u64> {
+        self.promoted_at.filter(|(of, _)| *of == term).map(|(_, xid)| xid)
     }
 
     /// What we have just done there is known without another look.
