@@ -1,5 +1,6 @@
 //! The command line: which command, which file, which exit status. What a command does is elsewhere.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Config, DEFAULT_PATHS};
+use crate::pgbouncer;
 
 /// Exit status after a failure at work.
 const FAILED: u8 = 1;
@@ -44,8 +46,18 @@ enum Command {
     Dev(crate::dev::DevArgs),
     /// Run PostgreSQL as a node of a cluster: make or copy its data, bring an old primary back as a standby.
     Node(crate::node::NodeArgs),
+    /// Do as PgBouncer: `pgsteady pgbouncer [OPTION]... CONFIG_FILE`, or by a link of that name to this program.
+    #[command(disable_help_flag = true, disable_version_flag = true)]
+    Pgbouncer(PgbouncerArgs),
     /// Print a reference page as Markdown.
     Docs(DocsArgs),
+}
+
+#[derive(Debug, Args)]
+struct PgbouncerArgs {
+    /// PgBouncer's own arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+    arguments: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
@@ -77,7 +89,13 @@ enum Page {
 /// Does what the command line says.
 #[must_use]
 pub fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next();
+    if pgbouncer::is_called(name.as_deref()) {
+        return pgbouncer::main(&name.unwrap_or_default().to_string_lossy(), arguments);
+    }
     match Cli::parse().command {
+        Command::Pgbouncer(PgbouncerArgs { arguments }) => pgbouncer::main("pgbouncer", arguments.into_iter()),
         Command::Run(args) => run(args.config),
         Command::Check(args) => check(args.config),
         Command::Dev(args) => crate::dev::run(&args),

@@ -14,6 +14,7 @@ mod housekeeping;
 mod listener;
 pub mod log;
 pub mod node;
+pub mod pgbouncer;
 mod pool;
 pub mod routing;
 pub mod run;

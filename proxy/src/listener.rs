@@ -3,14 +3,19 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::Group;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, UnixListener};
 
-use crate::config::Config;
+use crate::config::{Config, Dialect, Listen};
+use crate::pgbouncer::errno_text;
+use crate::pgbouncer::log::{Level, say};
 use crate::wire::Stream;
 
 /// Wait after a failed accept (no file descriptors, say), so that it is not tried in a tight loop.
@@ -57,44 +62,62 @@ impl Drop for SocketFile {
 pub(crate) fn bind(config: &Config, workers: usize) -> Result<Bound, String> {
     let mut bound = Bound { workers: Vec::new(), addresses: Vec::new(), socket_file: None };
     bound.workers.resize_with(workers, || (Vec::new(), None));
+    let is_pgbouncer = config.dialect.pgbouncer().is_some();
     for address in &config.listen.address {
         let resolved = address.resolve().map_err(|error| format!("cannot listen on {address}: {error}"))?;
-        for mut address in resolved {
-            for worker in &mut bound.workers {
-                let listener = bind_tcp(address, config.listen.backlog.into())
-                    .map_err(|error| format!("cannot listen on {address}: {error}"))?;
-                // Port 0 is chosen once, and then the same for all workers.
-                address = listener.local_addr().map_err(|error| error.to_string())?;
-                worker.0.push(listener);
+        for address in resolved {
+            match bound.tcp(address, &config.listen) {
+                Ok(address) => listening(config, format_args!("{address}")),
+                Err(error) if is_pgbouncer => {
+                    let why = errno_text(&error);
+                    say(Level::Warning, format_args!("cannot listen on {address}: bind(): {why}"));
+                }
+                Err(error) => return Err(format!("cannot listen on {address}: {error}")),
             }
-            bound.addresses.push(address);
         }
     }
     if let Some(directory) = &config.listen.unix_socket_directory {
-        let port = bound.addresses.first().map_or(6432, SocketAddr::port);
-        let file = directory.join(format!(".s.PGSQL.{port}"));
-        let listener = bind_unix(&file, config.listen.unix_socket_mode.into())
+        let first = bound.addresses.first().map_or(6432, SocketAddr::port);
+        let file = directory.join(format!(".s.PGSQL.{}", config.listen.unix_socket_port.unwrap_or(first)));
+        let listener = bind_unix(&file, &config.listen)
             .map_err(|error| format!("cannot listen on {}: {error}", file.display()))?;
-        bound.socket_file = Some(SocketFile(file));
+        bound.socket_file = Some(SocketFile(file.clone()));
         bound.workers[0].1 = Some(listener);
+        listening(config, format_args!("unix:{}", file.display()));
+    }
+    if bound.addresses.is_empty() && bound.socket_file.is_none() {
+        return Err("nowhere to listen on".to_owned());
     }
     Ok(bound)
 }
 
-fn bind_tcp(address: SocketAddr, backlog: i32) -> io::Result<std::net::TcpListener> {
+fn listening(config: &Config, place: std::fmt::Arguments<'_>) {
+    match config.dialect {
+        Dialect::Native => tracing::info!(address = %place, "listening"),
+        Dialect::PgBouncer(_) => say(Level::Log, format_args!("listening on {place}")),
+    }
+}
+
+fn bind_tcp(address: SocketAddr, options: &Listen) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(options.share_ports)?;
     socket.set_nonblocking(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.bind(&address.into())?;
-    socket.listen(backlog)?;
+    socket.listen(options.backlog.into())?;
     Ok(socket.into())
 }
 
-fn bind_unix(file: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixListener> {
+fn bind_unix(file: &Path, options: &Listen) -> io::Result<std::os::unix::net::UnixListener> {
+    if let Some(name) = abstract_name(file) {
+        let name = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+        let listener = std::os::unix::net::UnixListener::bind_addr(&name)?;
+        listener.set_nonblocking(true)?;
+        return Ok(listener);
+    }
     if std::os::unix::net::UnixStream::connect(file).is_ok() {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process answers there"));
     }
@@ -104,11 +127,32 @@ fn bind_unix(file: &Path, mode: u32) -> io::Result<std::os::unix::net::UnixListe
     }
     let listener = std::os::unix::net::UnixListener::bind(file)?;
     listener.set_nonblocking(true)?;
-    fs::set_permissions(file, fs::Permissions::from_mode(mode))?;
+    if let Some(name) = &options.unix_socket_group {
+        let group = Group::from_name(name)?.ok_or_else(|| io::Error::other(format!("there is no group {name:?}")))?;
+        std::os::unix::fs::chown(file, None, Some(group.gid.as_raw()))?;
+    }
+    fs::set_permissions(file, fs::Permissions::from_mode(options.unix_socket_mode.into()))?;
     Ok(listener)
 }
 
+/// The name of a socket in Linux's abstract namespace: a directory that begins with `@` is in none.
+pub(crate) fn abstract_name(file: &Path) -> Option<&[u8]> {
+    file.as_os_str().as_bytes().strip_prefix(b"@")
+}
+
 impl Bound {
+    /// Listens on an address for all workers; the address, with the port that was chosen for port 0.
+    fn tcp(&mut self, mut address: SocketAddr, options: &Listen) -> io::Result<SocketAddr> {
+        for worker in &mut self.workers {
+            let listener = bind_tcp(address, options)?;
+            // Port 0 is chosen once, and then the same for all workers.
+            address = listener.local_addr()?;
+            worker.0.push(listener);
+        }
+        self.addresses.push(address);
+        Ok(address)
+    }
+
     /// The sockets of one worker, once; to be called on its runtime.
     ///
     /// # Errors

@@ -34,7 +34,10 @@ impl Started {
 /// # Errors
 /// What is wrong with it.
 pub fn filter(level: &str) -> Result<EnvFilter, String> {
-    EnvFilter::try_new(level).map_err(|e| e.to_string())
+    // Lines in PgBouncer's words are for those who called the program by its name.
+    let quiet = format!("{}=off", crate::pgbouncer::log::TARGET).parse();
+    let filter = EnvFilter::try_new(level).map_err(|e| e.to_string())?;
+    Ok(filter.add_directive(quiet.expect("a directive of ours")))
 }
 
 /// Begins to log to standard error, for the whole process.
@@ -107,7 +110,7 @@ impl<W: Write> Write for Line<W> {
 }
 
 /// Whether a character can end a line, command a terminal or turn the direction of text.
-fn is_dangerous(c: char) -> bool {
+pub(crate) fn is_dangerous(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 

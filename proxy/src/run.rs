@@ -31,9 +31,6 @@ async fn serve(config: Arc<Config>, log: &Started) -> Result<(), String> {
     let mut ends = Ends::new().map_err(|error| format!("signals could not be watched: {error}"))?;
     let clusters = Clusters::start(&config)?;
     let proxy = Proxy::start(&config, clusters.watches())?;
-    for address in proxy.addresses() {
-        tracing::info!(%address, "listening");
-    }
     let mut current = config;
     loop {
         tokio::select! {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::problem::{Problem, Problems};
 use super::section::Table;
-use super::{Auth, AuthMethod, Config, ConfigErrors, Limits, Listen, ListenTls, Log, Secret, SslMode, User};
+use super::{Auth, AuthMethod, Config, ConfigErrors, Dialect, Limits, Listen, ListenTls, Log, Secret, SslMode, User};
 use toml::de::DeTable;
 
 /// Longest password file that is read.
@@ -104,6 +104,7 @@ impl Reader<'_, '_> {
             databases,
             any_database,
             warnings: Vec::new(),
+            dialect: Dialect::Native,
         })
     }
 
@@ -152,6 +153,14 @@ impl Reader<'_, '_> {
             }
             if listen.workers == 0 || listen.workers > MAX_WORKERS {
                 self.error(&table, "workers", "is out of range", &format!("allowed: 1 to {MAX_WORKERS}"));
+            }
+            if listen.workers > 1 && !listen.share_ports {
+                self.error(
+                    &table,
+                    "share_ports",
+                    "is off with several workers",
+                    "each worker listens on the same ports",
+                );
             }
         }
         table.finish(self.problems);

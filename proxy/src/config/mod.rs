@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use topology::Address;
 
+use crate::pgbouncer::Loaded;
+
 mod build;
 mod change;
 pub mod options;
@@ -62,6 +64,29 @@ pub struct Config {
     pub any_database: Option<Arc<Database>>,
     /// What is allowed but worth a word.
     pub warnings: Vec<Problem>,
+    /// Whose manners the program has.
+    pub dialect: Dialect,
+}
+
+/// Whose manners the program has: what it calls things towards clients, and what it logs.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub enum Dialect {
+    /// Its own; configured by `pgsteady.toml`.
+    #[default]
+    Native,
+    /// PgBouncer's; configured by `pgbouncer.ini`, which said this.
+    PgBouncer(Arc<Loaded>),
+}
+
+impl Dialect {
+    /// What `pgbouncer.ini` said, if the manners are PgBouncer's.
+    #[must_use]
+    pub fn pgbouncer(&self) -> Option<&Arc<Loaded>> {
+        match self {
+            Self::Native => None,
+            Self::PgBouncer(loaded) => Some(loaded),
+        }
+    }
 }
 
 /// A name and a password.

@@ -116,8 +116,14 @@ section! {
         address: Vec<ListenAddress> = "[\"127.0.0.1:6432\"]" [restart],
         /// Directory of a Unix socket; its name is `.s.PGSQL.PORT` with the first address's port (6432 without any).
         unix_socket_directory: Option<PathBuf> [restart],
+        /// Port in the name of the Unix socket; default: the first address's, or 6432 without any.
+        unix_socket_port: Option<u16> [restart],
         /// Permission bits of the Unix socket.
         unix_socket_mode: FileMode = "\"0660\"" [restart],
+        /// Group of the Unix socket; default: that of the process.
+        unix_socket_group: Option<String> [restart],
+        /// Whether other processes may listen on the same ports (SO_REUSEPORT); several workers need it.
+        share_ports: bool = "true" [restart],
         /// Threads that serve clients; each has its own listener and its own servers.
         workers: usize = "1" [restart],
         /// Connections the kernel keeps for us before we accept them.
