@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh Debian or Ubuntu machine with Rust: `make demo` and `make test`.
 
-.PHONY: help demo test lint doc bench regress fuzz clean
+.PHONY: help demo test lint doc bench regress compose fuzz clean
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,11 @@ regress: ## PostgreSQL's own regression suite through session and transaction po
 	@tools/install.sh regress
 	cargo build --release --locked --bin pgsteady
 	PGSTEADY_BIN=$(CURDIR)/target/release/pgsteady cargo test --locked -p end-to-end --test regress -- --ignored --nocapture
+
+compose: ## docker-compose.yml with the primary killed; makes its base image with debootstrap (three minutes)
+	@tools/install.sh compose
+	cargo build --release --locked --bin pgsteady
+	tests/compose.sh
 
 fuzz: ## Half a minute of fuzzing for each parser (installs cargo-fuzz)
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz@0.13.2

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing on Debian or Ubuntu, and nothing else: `install.sh demo|test|bench|regress`.
+# Installs what is missing on Debian or Ubuntu, and nothing else: `install.sh demo|test|bench|regress|compose`.
 # Quick when nothing is missing. Debian's own services are not started by what this installs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,6 +25,12 @@ case $purpose in
         need python3-venv python3 -c 'import ensurepip, venv'
         need default-jdk-headless command -v javac
         need libpostgresql-jdbc-java has_file '/usr/share/java/postgresql.jar'
+        ;;
+    compose)
+        need debootstrap command -v debootstrap
+        need docker.io command -v docker
+        need docker-compose sh -c 'docker compose version || docker-compose version'
+        need postgresql-client command -v psql
         ;;
     bench) need pgbouncer has_file '/usr/sbin/pgbouncer' ;;
     regress)
