@@ -96,6 +96,13 @@ impl NodeOrders {
                 }
             }
             Action::Promote(promotion) => self.promote(&promotion).await,
+            Action::Quiesce { term, limit, end_transactions, .. } => {
+                let limit = Duration::from_millis(limit.0);
+                match act::quiesce(&self.remote, limit, end_transactions).await {
+                    Ok(position) => Event::Quiesced { node, term, lsn: lsn(position) },
+                    Err(error) => Event::QuiesceFailed { node, term, why: said(&error) },
+                }
+            }
             Action::WriteTerm { rule, .. } => self.write_term(rule).await,
             Action::SetRule { rule, .. } => {
                 let row = self.names.rule(&rule);
@@ -112,7 +119,8 @@ impl NodeOrders {
             }
             // carried out elsewhere
             Action::Checkpoint { .. } | Action::Quarantine { .. } | Action::ProbeNow { .. } => return None,
-            Action::Announce(_) | Action::ReadStore | Action::ClaimTerm { .. } | Action::Publish { .. } => return None,
+            Action::Announce(_) | Action::Tell(_) => return None,
+            Action::ReadStore | Action::ClaimTerm { .. } | Action::Publish { .. } => return None,
         })
     }
 
@@ -227,10 +235,13 @@ pub(crate) fn undone(action: Action, why: &str) -> Option<Event> {
         Action::WriteTerm { node, rule } => Event::TermWriteFailed { node, rule, why },
         Action::SetRule { node, rule, .. } => Event::RuleSetFailed { node, rule, why },
         Action::Barrier { node, rule } => Event::BarrierFailed { node, rule, why },
+        Action::Quiesce { node, term, .. } => Event::QuiesceFailed { node, term, why },
         Action::ReadStore | Action::ClaimTerm { .. } | Action::Publish { .. } => Event::StoreLost { why },
-        Action::Checkpoint { .. } | Action::Quarantine { .. } | Action::ProbeNow { .. } | Action::Announce(_) => {
-            return None;
-        }
+        Action::Checkpoint { .. }
+        | Action::Quarantine { .. }
+        | Action::ProbeNow { .. }
+        | Action::Announce(_)
+        | Action::Tell(_) => return None,
     })
 }
 
@@ -249,8 +260,8 @@ pub(crate) async fn store_orders(store: Arc<Store>, mut orders: mpsc::Receiver<A
 fn on_store(store: &Store, action: &Action) -> Option<Event> {
     let outcome = match action {
         Action::ReadStore => store.read().map(|record| Event::StoreRead { record }),
-        Action::ClaimTerm { from, to } => swapped(
-            store.claim(*from, *to),
+        Action::ClaimTerm { from, to, handover } => swapped(
+            store.claim(*from, *to, *handover),
             |record| Event::TermClaimed { record },
             |record| Event::TermRefused { record },
         ),

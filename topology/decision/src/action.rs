@@ -11,8 +11,9 @@
 //! (With a store that only one process can open, this check is always true.)
 
 use crate::fence::Promotion;
-use crate::node::{NodeId, Term};
+use crate::node::{Millis, NodeId, Term};
 use crate::record::{Record, Rule};
+use crate::switchover::Verdict;
 use crate::view::View;
 
 /// One order.
@@ -32,12 +33,27 @@ pub enum Action {
         from: Term,
         /// What it becomes.
         to: Term,
+        /// For a switchover; every other claim says no.
+        handover: bool,
     },
     /// Write the whole record durably if the stored revision is `record.revision - 1` (for revision 1: if there is none
     /// or it is 0). Answer: `Published`, `PublishRefused` with the record as it is, or `StoreLost`.
     Publish {
         /// The record.
         record: Record,
+    },
+    /// Wait until no session but our own has a transaction open, seen for a while, and read the end of the WAL. After
+    /// `limit`, with `end_transactions`, end the sessions that still have one and do not wait for a standby. Answer:
+    /// `Quiesced` or `QuiesceFailed`.
+    Quiesce {
+        /// The primary.
+        node: NodeId,
+        /// The switchover's term.
+        term: Term,
+        /// How long transactions may take to end.
+        limit: Millis,
+        /// Whether to end them then.
+        end_transactions: bool,
     },
     /// Set `primary_conninfo = ''`, `wal_retrieve_retry_interval = '100ms'`, `primary_slot_name = 'fence_<term>'`, reload, clear
     /// what keeps the receiver alive (paused replay, apply delay, recovery conflict), read until it is so. Refused if the
@@ -122,4 +138,6 @@ pub enum Action {
     },
     /// Tell the world. No answer.
     Announce(View),
+    /// Tell the operator what became of the latest request. No answer.
+    Tell(Verdict),
 }

@@ -1,8 +1,9 @@
 //! What the decision is told: readings, suspicions, the clock, and how its orders ended.
 
 use crate::fence::{FenceReading, Position};
-use crate::node::{Contact, NodeId, Term, Timeline};
+use crate::node::{Contact, Lsn, NodeId, Term, Timeline};
 use crate::record::{Record, Rule};
+use crate::switchover::Switchover;
 
 /// Why a fence was not confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,8 +52,34 @@ pub enum Event {
         /// The record; `None` if there is none.
         record: Option<Record>,
     },
+    /// The store's word on its lease, which says who of several instances acts. Held: the record is read again before
+    /// anything is done (a stale picture split a brain in seven steps: measured).
+    Lease {
+        /// Ours from now on, or ours no longer.
+        held: bool,
+    },
     /// The store cannot be read or written; also the answer to an order to it that failed that way.
     StoreLost {
+        /// Why, for people.
+        why: String,
+    },
+    /// An operator wants another primary. Answer: `Tell`.
+    SwitchoverAsked(Switchover),
+    /// No transaction is open on the primary.
+    Quiesced {
+        /// The primary.
+        node: NodeId,
+        /// The switchover's term.
+        term: Term,
+        /// The end of its WAL.
+        lsn: Lsn,
+    },
+    /// Transactions are still open, or nobody answered.
+    QuiesceFailed {
+        /// The primary.
+        node: NodeId,
+        /// The switchover's term.
+        term: Term,
         /// Why, for people.
         why: String,
     },

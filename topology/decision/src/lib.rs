@@ -10,6 +10,7 @@ mod policy;
 mod quorum;
 mod reason;
 mod record;
+mod switchover;
 mod view;
 
 pub use action::Action;
@@ -23,4 +24,5 @@ pub use policy::{Cluster, ClusterError, Durability, Managed, Member, Policy};
 pub use quorum::{Change, change, fences_needed};
 pub use reason::Reason;
 pub use record::{Intent, Origin, Record, Rule};
+pub use switchover::{Switchover, Verdict};
 pub use view::{Role, Standing, View};

@@ -119,6 +119,8 @@ impl Cluster {
 pub struct Policy {
     /// Who promotes.
     pub managed: Managed,
+    /// Several instances decide on one store: only the one that holds its lease acts.
+    pub shared: bool,
     /// What to do when standbys are missing.
     pub durability: Durability,
     /// Standbys that have to flush each commit (the k that is aimed at).
@@ -157,6 +159,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             managed: Managed::Pgsteady,
+            shared: false,
             durability: Durability::Available,
             k: 1,
             zone: String::new(),

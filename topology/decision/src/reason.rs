@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::event::Obstacle;
 use crate::fence::Short;
-use crate::node::{Millis, NodeId, NodeSet, Term};
+use crate::node::{Lsn, Millis, NodeId, NodeSet, Term};
 use crate::policy::Cluster;
 use crate::record::{Intent, Rule};
 
@@ -178,4 +178,63 @@ pub(crate) fn ahead(term: Term) -> Reason {
 
 pub(crate) fn no_bootstrap(why: impl Into<String>, remedy: impl Into<String>) -> Reason {
     reason(format!("no primary has been adopted yet: {}", why.into()), remedy)
+}
+
+pub(crate) fn not_now(why: &str) -> Reason {
+    reason(why, "try again when `pgsteady status` shows nothing amiss")
+}
+
+pub(crate) fn not_the_coordinator() -> Reason {
+    reason("another pgsteady is the coordinator of this cluster", "ask that one; `pgsteady status` shows which it is")
+}
+
+pub(crate) fn managed_by_others() -> Reason {
+    reason("this cluster is managed by somebody else (managed = \"external\")", "use their tool to change the primary")
+}
+
+pub(crate) fn is_primary(cluster: &Cluster, node: NodeId) -> Reason {
+    reason(format!("{} is the primary already", cluster.name(node)), "")
+}
+
+pub(crate) fn not_synchronous(cluster: &Cluster, node: NodeId, rule: &Rule) -> Reason {
+    reason(
+        format!("{} is not one of the standbys that commits wait for", cluster.name(node)),
+        format!("name one of {}, or wait until it streams", cluster.names(rule.cohort)),
+    )
+}
+
+pub(crate) fn not_reachable(cluster: &Cluster, node: NodeId) -> Reason {
+    reason(format!("{} does not answer as a standby", cluster.name(node)), "bring it back, or name another")
+}
+
+pub(crate) fn nobody_would_acknowledge(cluster: &Cluster, rule: &Rule, k: u32) -> Reason {
+    reason(
+        format!(
+            "with durability = \"strict\" the new primary would wait for {k} standby(s), and until {} has come back as one \
+             there are fewer",
+            cluster.name(rule.leader)
+        ),
+        "bring another standby, or set durability = \"available\"",
+    )
+}
+
+pub(crate) fn not_quiet(cluster: &Cluster, node: NodeId, why: &str) -> Reason {
+    reason(
+        format!("transactions on {} did not end: {why}", cluster.name(node)),
+        "give it more time (--max-wait), or let them be ended (--end-transactions)",
+    )
+}
+
+pub(crate) fn behind(cluster: &Cluster, nodes: NodeSet, lsn: Lsn) -> Reason {
+    reason(
+        format!("{} did not receive the WAL up to {lsn} in time", cluster.names(nodes)),
+        "look why its replication is slow, or name another standby",
+    )
+}
+
+pub(crate) fn not_the_furthest(cluster: &Cluster, node: NodeId, best: NodeSet) -> Reason {
+    reason(
+        format!("{} has received a little less than {}", cluster.name(node), cluster.names(best)),
+        "try again, or name no node",
+    )
 }

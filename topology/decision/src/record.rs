@@ -87,13 +87,23 @@ pub struct Record {
     pub intent: Option<Intent>,
     /// Where the leader's history begins; `None` if it was not promoted by us.
     pub origin: Option<Origin>,
+    /// The claimed term is a switchover's: whoever did not claim it holds its clients too.
+    pub handover: bool,
 }
 
 impl Record {
     /// What an empty store stands for.
     #[must_use]
     pub fn empty() -> Self {
-        Self { revision: 0, system_identifier: None, claimed: Term(0), rule: None, intent: None, origin: None }
+        Self {
+            revision: 0,
+            system_identifier: None,
+            claimed: Term(0),
+            rule: None,
+            intent: None,
+            origin: None,
+            handover: false,
+        }
     }
 
     /// The record as the next write would leave it, before anything else in it is changed.

@@ -269,7 +269,7 @@ impl State {
                         self.world.check_barrier(primary);
                     }
                 }
-                Action::ProbeNow { .. } | Action::Checkpoint { .. } | Action::Quarantine { .. } => {}
+                Action::ProbeNow { .. } | Action::Checkpoint { .. } | Action::Quarantine { .. } | Action::Tell(_) => {}
                 action => self.processes[p].orders.entry(node_of(&action)).or_default().push_back(action),
             }
         }

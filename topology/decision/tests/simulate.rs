@@ -7,19 +7,21 @@ use decision::Durability;
 use model::Lie;
 use model::simulation::{Outcome, Plan, Simulation};
 
-/// Shapes of clusters: (nodes, k, processes, durability).
-const SHAPES: [(u8, u32, usize, Durability); 6] = [
-    (3, 1, 1, Durability::Available),
-    (3, 1, 2, Durability::Strict),
-    (3, 1, 2, Durability::Available),
-    (5, 2, 2, Durability::Available),
-    (4, 2, 1, Durability::Strict),
-    (2, 1, 1, Durability::Strict),
+/// Shapes of clusters: (nodes, k, processes, whether these share a lease, durability).
+const SHAPES: [(u8, u32, usize, bool, Durability); 8] = [
+    (3, 1, 1, false, Durability::Available),
+    (3, 1, 2, false, Durability::Strict),
+    (3, 1, 2, false, Durability::Available),
+    (5, 2, 2, false, Durability::Available),
+    (4, 2, 1, false, Durability::Strict),
+    (2, 1, 1, false, Durability::Strict),
+    (3, 1, 3, true, Durability::Available),
+    (5, 2, 2, true, Durability::Strict),
 ];
 
 fn plan(shape: usize, lie: Option<Lie>) -> Plan {
-    let (nodes, k, processes, durability) = SHAPES[shape];
-    Plan { nodes, k, processes, durability, lie, faults_until: 15_000, end: 27_000 }
+    let (nodes, k, processes, shared, durability) = SHAPES[shape];
+    Plan { nodes, k, processes, durability, lie, shared, faults_until: 15_000, end: 27_000 }
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -38,14 +40,20 @@ fn assert_held(shape: usize, seed: u64, outcome: &Outcome) {
 /// `SEEDS` of each shape (default 200): nothing acknowledged is lost, and peace brings service back.
 fn seeds_of(shape: usize) {
     let seeds = number("SEEDS").unwrap_or(200);
-    let (mut promotions, mut acknowledged) = (0, 0);
+    let (mut promotions, mut acknowledged, mut switched, mut asked) = (0, 0, 0, 0);
     for seed in 0..seeds {
         let outcome = Simulation::run(seed, plan(shape, None), false);
         assert_held(shape, seed, &outcome);
         promotions += u64::from(outcome.promotions);
         acknowledged += outcome.acknowledged as u64;
+        switched += outcome.switched.0 as u64;
+        asked += outcome.switched.1 as u64;
     }
-    println!("shape {shape}: {seeds} seeds, {promotions} promotions, {acknowledged} acknowledged commits, none lost");
+    println!(
+        "shape {shape}: {seeds} seeds, {promotions} promotions, {switched} of {asked} switchovers done, {acknowledged} \
+         acknowledged commits, none lost"
+    );
+    assert!(switched >= seeds / 20 || SHAPES[shape].0 == 2, "{switched} switchovers in {seeds} seeds");
     assert!(promotions >= seeds / 4, "{promotions} promotions in {seeds} seeds: the faults do not bite");
     assert!(acknowledged >= seeds * 50, "{acknowledged} commits in {seeds} seeds: the clients hardly write");
 }
@@ -78,6 +86,16 @@ fn four_nodes_two_copies_strict() {
 #[test]
 fn two_nodes() {
     seeds_of(5);
+}
+
+#[test]
+fn three_nodes_three_processes_with_a_lease() {
+    seeds_of(6);
+}
+
+#[test]
+fn five_nodes_two_processes_with_a_lease() {
+    seeds_of(7);
 }
 
 /// Runs one seed and prints what happened; does nothing without `SEED`.

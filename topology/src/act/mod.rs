@@ -17,11 +17,13 @@ use crate::login::{Connector, Server, cause};
 mod fence;
 mod primary;
 mod promote;
+mod quiesce;
 mod standby;
 
 pub use fence::{FenceEvidence, FenceFailed, fence};
 pub use primary::{TermWritten, barrier, checkpoint, prepare_term, quarantine, set_rule, write_term};
 pub use promote::{Order, Promoted, promote};
+pub use quiesce::quiesce;
 pub use standby::{Drained, Provided, drain, repoint};
 
 /// Servers that the monitor's actions may have open to one node at the same time, besides the probe's.

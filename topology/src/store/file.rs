@@ -59,13 +59,13 @@ impl FileStore {
         format::read(&self.name, &self.cluster, &text).map(Some).map_err(unreadable)
     }
 
-    /// Sets the claimed term to `to` if it is `from`. The record that comes back is read after the write.
+    /// Sets the claimed term to `to` if it is `from`; `handover`: for a switchover. The record that comes back is read after the write.
     ///
     /// # Errors
     /// If the store cannot be read or written; then it is open whether the claim is stored.
-    pub fn claim(&self, from: Term, to: Term) -> Result<Swap, StoreError> {
+    pub fn claim(&self, from: Term, to: Term, handover: bool) -> Result<Swap, StoreError> {
         let stored = self.read()?.unwrap_or_else(Record::empty);
-        match claim(&stored, from, to) {
+        match claim(&stored, from, to, handover) {
             None => Ok(Swap::Refused(stored)),
             Some(claimed) => self.replace(&claimed),
         }
@@ -134,6 +134,7 @@ mod tests {
             rule: Some(Rule { term: Term(4), leader: NodeId(0), cohort, k: 1 }),
             intent: Some(Intent { node: NodeId(1), term: Term(5), cohort, k: 1, origin }),
             origin: Some(origin),
+            handover: true,
         }
     }
 
@@ -155,10 +156,10 @@ mod tests {
     fn writes_are_compare_and_set() {
         let folder = tempfile::tempdir().unwrap();
         let store = FileStore::open(&folder.path().join("r"), "main", &cluster(&["a", "b", "c"])).unwrap();
-        let Ok(Swap::Done(first)) = store.claim(Term(0), Term(1)) else { panic!("an empty store is term 0") };
+        let Ok(Swap::Done(first)) = store.claim(Term(0), Term(1), false) else { panic!("an empty store is term 0") };
         assert_eq!((first.claimed, first.revision), (Term(1), 1));
-        assert_eq!(store.claim(Term(0), Term(1)), Ok(Swap::Refused(first.clone())));
-        assert_eq!(store.claim(Term(1), Term(1)), Ok(Swap::Refused(first.clone())));
+        assert_eq!(store.claim(Term(0), Term(1), false), Ok(Swap::Refused(first.clone())));
+        assert_eq!(store.claim(Term(1), Term(1), false), Ok(Swap::Refused(first.clone())));
         assert_eq!(store.publish(&full()), Ok(Swap::Refused(first)), "revision 1 is taken");
         let next = Record { revision: 2, ..full() };
         assert_eq!(store.publish(&next), Ok(Swap::Done(next.clone())));
@@ -195,7 +196,7 @@ mod tests {
         ];
         for (text, why) in foreign {
             fs::write(&path, &text).unwrap();
-            let error = store.claim(Term(5), Term(6)).unwrap_err().to_string();
+            let error = store.claim(Term(5), Term(6), false).unwrap_err().to_string();
             assert!(error.contains(why) && error.contains("move it away"), "{error}");
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }

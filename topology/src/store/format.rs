@@ -17,6 +17,8 @@ struct Stored {
     rule: Option<StoredRule>,
     intent: Option<StoredIntent>,
     origin: Option<StoredOrigin>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    handover: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -73,6 +75,7 @@ pub(super) fn write(name: &str, cluster: &Cluster, record: &Record) -> String {
             origin: origin(&intent.origin),
         }),
         origin: record.origin.as_ref().map(origin),
+        handover: record.handover,
     };
     let mut text = serde_json::to_string_pretty(&stored).expect("plain data with string keys is JSON");
     text.push('\n');
@@ -118,6 +121,7 @@ pub(super) fn read(name: &str, cluster: &Cluster, text: &str) -> Result<Record, 
         rule: rule.transpose()?,
         intent: intent.transpose()?,
         origin: stored.origin.map(origin),
+        handover: stored.handover,
     })
 }
 

@@ -15,8 +15,8 @@ impl MemoryStore {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn claim(&self, from: Term, to: Term) -> Swap {
-        self.swap(|stored| claim(stored, from, to))
+    pub(super) fn claim(&self, from: Term, to: Term, handover: bool) -> Swap {
+        self.swap(|stored| claim(stored, from, to, handover))
     }
 
     pub(super) fn publish(&self, record: &Record) -> Swap {

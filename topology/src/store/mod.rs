@@ -33,14 +33,14 @@ impl Store {
         }
     }
 
-    /// Sets the claimed term to `to` if it is `from`.
+    /// Sets the claimed term to `to` if it is `from`; `handover`: for a switchover.
     ///
     /// # Errors
     /// If it cannot be read or written; then it is open whether the claim is stored.
-    pub fn claim(&self, from: Term, to: Term) -> Result<Swap, StoreError> {
+    pub fn claim(&self, from: Term, to: Term, handover: bool) -> Result<Swap, StoreError> {
         match self {
-            Store::File(store) => store.claim(from, to),
-            Store::Memory(store) => Ok(store.claim(from, to)),
+            Store::File(store) => store.claim(from, to, handover),
+            Store::Memory(store) => Ok(store.claim(from, to, handover)),
         }
     }
 
@@ -111,9 +111,9 @@ pub enum Swap {
 }
 
 /// A claim, as the record that it makes of another one; `None` if the claimed term there is not `from`.
-pub(crate) fn claim(stored: &Record, from: Term, to: Term) -> Option<Record> {
+pub(crate) fn claim(stored: &Record, from: Term, to: Term, handover: bool) -> Option<Record> {
     if stored.claimed != from || to <= from {
         return None;
     }
-    Some(Record { claimed: to, ..stored.successor() })
+    Some(Record { claimed: to, handover, ..stored.successor() })
 }

@@ -74,7 +74,11 @@ fn reason_of(picture: &Picture, phase: &Phase, rule: Option<&Rule>) -> Option<Re
         Phase::Following(state) => state.reason(picture),
         Phase::Bootstrapping(state) => Some(state.reason(picture)),
         Phase::Suspecting(_) => rule.map(|rule| suspecting(picture, rule)),
+        Phase::Claiming(state) if state.is_planned() => {
+            Some(reason::under_way("switching over: claiming the next term"))
+        }
         Phase::Claiming(_) => step("claiming the next term".to_owned()),
+        Phase::Handing(state) => Some(state.reason(picture)),
         Phase::Fencing(state) => Some(state.reason(picture)),
         Phase::Undoing(_) => step("undoing fences".to_owned()),
         Phase::Intending(_) => step("recording the choice of a new primary".to_owned()),
@@ -107,6 +111,9 @@ fn suspecting(picture: &Picture, rule: &Rule) -> Reason {
     let (cluster, leader) = (&picture.cluster, rule.leader);
     if let Some(why) = &picture.store_lost {
         return reason::store_lost(why);
+    }
+    if picture.yields() {
+        return reason::under_way(format!("another pgsteady switches over from {}", cluster.name(leader)));
     }
     let reachable = suspecting::within_reach(picture, rule);
     let enough = rule.fences_needed().is_some_and(|need| reachable.len() >= need);

@@ -84,11 +84,14 @@ fn look(picture: &mut Picture) -> Stage {
         ask_store(picture);
         return Stage::Looking;
     }
+    if !picture.is_coordinator() {
+        return Stage::Looking;
+    }
     let Ok(node) = adoptable(picture) else { return Stage::Looking };
     let shown = picture.reached(node).and_then(|report| report.row).map(|row| row.term).unwrap_or_default();
     let from = picture.record.claimed;
     let to = from.max(shown).next();
-    picture.order(Action::ClaimTerm { from, to });
+    picture.order(Action::ClaimTerm { from, to, handover: false });
     Stage::Claiming { node, to }
 }
 

@@ -3,21 +3,36 @@
 use super::Phase;
 use super::committing::Committing;
 use super::fencing::Fencing;
+use super::handing::Handing;
 use super::picture::Picture;
 use super::suspecting::{Suspecting, promoted};
 use crate::event::Event;
 use crate::node::Term;
+use crate::reason;
+use crate::switchover::Switchover;
 
 /// The claim is under way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Claiming {
     to: Term,
+    /// For a switchover.
+    plan: Option<Switchover>,
 }
 
 impl Claiming {
     pub(crate) fn enter(picture: &mut Picture) -> Phase {
-        let to = picture.claim();
-        Phase::Claiming(Self { to })
+        let to = picture.claim(false);
+        Phase::Claiming(Self { to, plan: None })
+    }
+
+    /// With the primary well: clients are held from here on.
+    pub(crate) fn for_switchover(picture: &mut Picture, plan: Switchover) -> Phase {
+        let to = picture.claim(true);
+        Phase::Claiming(Self { to, plan: Some(plan) })
+    }
+
+    pub(crate) fn is_planned(&self) -> bool {
+        self.plan.is_some()
     }
 
     pub(crate) fn on(self, picture: &mut Picture, event: &Event) -> Phase {
@@ -26,10 +41,12 @@ impl Claiming {
             Event::TermRefused { .. } => {
                 // Somebody else acts: leave them the time to finish.
                 picture.retry_at = picture.now.plus(picture.policy.leftover_grace);
+                picture.obstacle = Some(reason::not_now("another pgsteady acts"));
                 Suspecting::enter(picture)
             }
-            Event::StoreLost { .. } => {
+            Event::StoreLost { why } => {
                 picture.back_off();
+                picture.obstacle = Some(reason::store_lost(why));
                 Suspecting::enter(picture)
             }
             _ => Phase::Claiming(self),
@@ -38,9 +55,10 @@ impl Claiming {
 
     fn claimed(self, picture: &mut Picture) -> Phase {
         let Some(rule) = picture.rule() else { return Suspecting::enter(picture) };
-        match promoted(picture) {
-            Some((_, intent)) => Committing::finish(picture, self.to, &intent),
-            None => Fencing::enter(picture, self.to, &rule),
+        match (promoted(picture), self.plan) {
+            (Some((_, intent)), _) => Committing::finish(picture, self.to, &intent),
+            (None, Some(plan)) => Handing::enter(picture, self.to, &rule, plan),
+            (None, None) => Fencing::enter(picture, self.to, &rule),
         }
     }
 }

@@ -151,7 +151,13 @@ pub(crate) struct Publishing {
 
 impl Publishing {
     fn enter(picture: &mut Picture, rule: Rule, origin: Origin) -> Phase {
-        let record = Record { rule: Some(rule), intent: None, origin: Some(origin), ..picture.record.successor() };
+        let record = Record {
+            rule: Some(rule),
+            intent: None,
+            origin: Some(origin),
+            handover: false,
+            ..picture.record.successor()
+        };
         picture.publish(record.clone());
         Phase::Publishing(Box::new(Self { rule, record, ask_at: None }))
     }

@@ -15,6 +15,10 @@ use crate::fence::{Confirmed, Drained, FenceReading, Fenced, Position, Short};
 use crate::node::{Millis, NodeId, NodeSet, Term};
 use crate::reason;
 use crate::record::Rule;
+use crate::switchover::Switchover;
+
+/// How long the fences of a switchover may take.
+const PLANNED: Millis = Millis(3_000);
 
 /// The term is ours; standbys are being fenced and drained, all at once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -28,19 +32,33 @@ pub(crate) struct Fencing {
     confirmed: BTreeMap<NodeId, Confirmed>,
     drained: BTreeMap<NodeId, Drained>,
     obstacles: BTreeMap<NodeId, String>,
+    /// For a switchover: the primary is well, and that is no reason to give up.
+    plan: Option<Switchover>,
 }
 
 impl Fencing {
     pub(crate) fn enter(picture: &mut Picture, term: Term, rule: &Rule) -> Phase {
+        let limit = picture.policy.fence_timeout;
+        Self::begin(picture, term, rule, limit, None)
+    }
+
+    /// Clients wait for it, so it has less time than a failover.
+    pub(crate) fn planned(picture: &mut Picture, term: Term, rule: &Rule, plan: Switchover) -> Phase {
+        let limit = picture.policy.fence_timeout.min(PLANNED);
+        Self::begin(picture, term, rule, limit, Some(plan))
+    }
+
+    fn begin(picture: &mut Picture, term: Term, rule: &Rule, limit: Millis, plan: Option<Switchover>) -> Phase {
         let mut state = Self {
             term,
             rule: *rule,
-            deadline: picture.now.plus(picture.policy.fence_timeout),
+            deadline: picture.now.plus(limit),
             asked: NodeSet::EMPTY,
             retry_at: BTreeMap::new(),
             confirmed: BTreeMap::new(),
             drained: BTreeMap::new(),
             obstacles: BTreeMap::new(),
+            plan,
         };
         state.fence_missing(picture);
         Phase::Fencing(Box::new(state))
@@ -61,7 +79,7 @@ impl Fencing {
             return Committing::finish(picture, self.term, &intent);
         }
         match Fenced::prove(&self.rule, self.term, &self.drained, picture.record.intent.as_ref()) {
-            Ok(proof) => Intending::enter(picture, proof),
+            Ok(proof) => self.choose(picture, proof),
             Err(Short::FromTheFuture(node, term)) => {
                 picture.obstacle = Some(reason::from_the_future(&picture.cluster, node, term));
                 self.give_up(picture)
@@ -70,8 +88,23 @@ impl Fencing {
         }
     }
 
+    /// Whom a switchover names has to be among those who hold everything.
+    fn choose(self: Box<Self>, picture: &mut Picture, proof: Fenced) -> Phase {
+        let Some(to) = self.plan.and_then(|plan| plan.to) else { return Intending::enter(picture, proof, None) };
+        if proof.best().contains(to) {
+            return Intending::enter(picture, proof, Some(to));
+        }
+        if !self.drained.contains_key(&to) {
+            let have = self.drained.len();
+            return self.go_on(picture, Short::Of { have, need: have + 1 });
+        }
+        picture.obstacle = Some(reason::not_the_furthest(&picture.cluster, to, proof.best()));
+        self.give_up(picture)
+    }
+
     fn go_on(mut self: Box<Self>, picture: &mut Picture, short: Short) -> Phase {
-        let back = health::of_leader(picture, &self.rule) == Health::Well && !only_forward(picture);
+        let planned = self.plan.is_some();
+        let back = !planned && health::of_leader(picture, &self.rule) == Health::Well && !only_forward(picture);
         if back || picture.now >= self.deadline {
             picture.obstacle = Some(reason::short_of_fences(&picture.cluster, &self.rule, short, &self.obstacles));
             return self.give_up(picture);

@@ -5,7 +5,9 @@ use crate::action::Action;
 use crate::event::Event;
 use crate::node::{Millis, NodeId};
 use crate::policy::{Cluster, Managed, Policy};
+use crate::reason;
 use crate::record::Record;
+use crate::switchover::{Switchover, Verdict};
 use crate::view::View;
 
 mod announce;
@@ -15,6 +17,7 @@ mod claiming;
 mod committing;
 mod fencing;
 mod following;
+mod handing;
 mod health;
 mod picture;
 mod promoting;
@@ -29,6 +32,7 @@ use claiming::Claiming;
 use committing::{Committing, Publishing};
 use fencing::Fencing;
 use following::Following;
+use handing::Handing;
 use picture::Picture;
 use promoting::{Intending, Promoting};
 use serving::Serving;
@@ -52,6 +56,7 @@ enum Phase {
     Suspecting(Suspecting),
     Serving(Box<Serving>),
     Claiming(Claiming),
+    Handing(Box<Handing>),
     Fencing(Box<Fencing>),
     Undoing(Undoing),
     Intending(Box<Intending>),
@@ -70,12 +75,16 @@ impl Phase {
     }
 
     fn on(self, picture: &mut Picture, event: &Event) -> Self {
+        if let Event::SwitchoverAsked(plan) = event {
+            return self.switch_over(picture, *plan);
+        }
         match self {
             Self::Following(state) => state.on(picture, event),
             Self::Bootstrapping(state) => state.on(picture, event),
             Self::Suspecting(state) => state.on(picture, event),
             Self::Serving(state) => state.on(picture, event),
             Self::Claiming(state) => state.on(picture, event),
+            Self::Handing(state) => state.on(picture, event),
             Self::Fencing(state) => state.on(picture, event),
             Self::Undoing(state) => state.on(picture, event),
             Self::Intending(state) => state.on(picture, event),
@@ -85,6 +94,19 @@ impl Phase {
         }
     }
 
+    /// Begins a switchover if there is a primary that serves and nothing else is under way.
+    fn switch_over(self, picture: &mut Picture, plan: Switchover) -> Self {
+        let begun = match self {
+            Self::Serving(state) => state.switch_over(picture, plan),
+            Self::Following(_) => Err((self, reason::managed_by_others())),
+            other => Err((other, reason::not_now("there is no primary that serves"))),
+        };
+        begun.unwrap_or_else(|(phase, why)| {
+            picture.order(Action::Tell(Verdict::Refused(why)));
+            phase
+        })
+    }
+
     fn name(&self) -> &'static str {
         match self {
             Self::Following(_) => "following",
@@ -92,6 +114,7 @@ impl Phase {
             Self::Suspecting(_) => "suspecting",
             Self::Serving(_) => "serving",
             Self::Claiming(_) => "claiming",
+            Self::Handing(_) => "handing",
             Self::Fencing(_) => "fencing",
             Self::Undoing(_) => "undoing",
             Self::Intending(_) => "intending",
@@ -136,6 +159,18 @@ impl Coordinator {
     #[must_use]
     pub fn view(&self) -> Option<&View> {
         self.picture.announced.as_ref()
+    }
+
+    /// Whether it is this instance that acts, of those that share the store.
+    #[must_use]
+    pub fn is_coordinator(&self) -> bool {
+        self.picture.is_coordinator()
+    }
+
+    /// Why the store cannot be used; `None` if it can.
+    #[must_use]
+    pub fn store_lost(&self) -> Option<&str> {
+        self.picture.store_lost.as_deref()
     }
 
     /// The record as last read or written.

@@ -5,8 +5,9 @@ use crate::action::Action;
 use crate::event::Event;
 use crate::node::{Contact, Millis, NodeId, NodeSet, Report, Term, TermRow};
 use crate::policy::{Cluster, Policy};
-use crate::reason::Reason;
+use crate::reason::{self, Reason};
 use crate::record::{Record, Rule};
+use crate::switchover::Verdict;
 use crate::view::View;
 
 /// A gap between two events after which nothing that was seen before counts (a tick comes several times a second).
@@ -97,6 +98,15 @@ impl Seen {
     }
 }
 
+/// The lease of a store that several instances share; held for ever where there is only one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Lease {
+    Away,
+    /// Ours, but the record was not read since.
+    Unread,
+    Held,
+}
+
 /// Everything known, and the orders of this step.
 #[derive(Debug, Clone)]
 pub(crate) struct Picture {
@@ -116,6 +126,8 @@ pub(crate) struct Picture {
     claiming: Option<Term>,
     /// Since when the record's claim is what it is.
     claimed_since: Millis,
+    /// Whether we may act, of several instances.
+    lease: Lease,
     pub(crate) epoch: u64,
     /// The primary as last opened: node, term, incarnation.
     pub(crate) opened: Option<(NodeId, Term, u64)>,
@@ -126,6 +138,8 @@ pub(crate) struct Picture {
     pub(crate) retry_at: Millis,
     /// What stands in the way, as the last attempt found it.
     pub(crate) obstacle: Option<Reason>,
+    /// The primary from which an operator wants to switch over.
+    pub(crate) asked: Option<NodeId>,
     pub(crate) announced: Option<View>,
     out: Vec<Action>,
 }
@@ -133,6 +147,7 @@ pub(crate) struct Picture {
 impl Picture {
     pub(crate) fn new(mut policy: Policy, cluster: Cluster, record: Option<Record>) -> Self {
         policy.k = policy.k.max(1);
+        let lease = if policy.shared { Lease::Away } else { Lease::Held };
         let seen = vec![Seen::default(); cluster.members().len()];
         Self {
             policy,
@@ -146,12 +161,14 @@ impl Picture {
             owned: None,
             claiming: None,
             claimed_since: Millis(0),
+            lease,
             epoch: 0,
             opened: None,
             promoted_at: None,
             attempts: 0,
             retry_at: Millis(0),
             obstacle: None,
+            asked: None,
             announced: None,
             out: Vec::new(),
         }
@@ -176,7 +193,13 @@ impl Picture {
                 self.unanswered = true;
                 self.claiming = None;
             }
-            Event::StoreRead { record } => self.adopt(record.as_ref()),
+            Event::Lease { held } => self.leased(*held),
+            Event::StoreRead { record } => {
+                self.adopt(record.as_ref());
+                if self.lease == Lease::Unread {
+                    self.lease = Lease::Held;
+                }
+            }
             Event::TermClaimed { record } => {
                 self.claiming = None;
                 self.owned = Some(record.claimed);
@@ -206,6 +229,22 @@ impl Picture {
             }
             _ => {}
         }
+    }
+
+    fn leased(&mut self, held: bool) {
+        self.lease = match (held, self.lease) {
+            (false, _) => Lease::Away,
+            (true, Lease::Held) => Lease::Held,
+            (true, _) => {
+                self.order(Action::ReadStore);
+                Lease::Unread
+            }
+        };
+    }
+
+    /// Whether it is ours to act.
+    pub(crate) fn is_coordinator(&self) -> bool {
+        self.lease == Lease::Held
     }
 
     fn probed(&mut self, node: NodeId, contact: &Contact) {
@@ -289,17 +328,17 @@ impl Picture {
     }
 
     /// Orders the next claim.
-    pub(crate) fn claim(&mut self) -> Term {
+    pub(crate) fn claim(&mut self, handover: bool) -> Term {
         let (from, to) = (self.record.claimed, self.record.claimed.next());
         self.claiming = Some(to);
-        self.order(Action::ClaimTerm { from, to });
+        self.order(Action::ClaimTerm { from, to, handover });
         to
     }
 
     /// The claim under which nodes may be changed in the steady state; asks for one if the last is somebody else's. They
     /// get the time to finish what they may have begun.
     pub(crate) fn ownership(&mut self) -> Option<Term> {
-        if self.store_lost.is_some() {
+        if self.store_lost.is_some() || !self.is_coordinator() {
             return None;
         }
         if self.owned == Some(self.record.claimed) {
@@ -307,7 +346,7 @@ impl Picture {
         }
         let patient = self.passed(self.claimed_since, self.policy.leftover_grace);
         if patient && self.claiming.is_none() && self.writing.is_none() && self.now >= self.retry_at {
-            self.claim();
+            self.claim(false);
         }
         None
     }
@@ -351,7 +390,22 @@ impl Picture {
         self.epoch += 1;
         self.opened = Some((rule.leader, rule.term, incarnation));
         self.attempts = 0;
-        self.obstacle = None;
+        let obstacle = self.obstacle.take();
+        if let Some(from) = self.asked.take() {
+            let verdict = if from == rule.leader {
+                Verdict::Undone(obstacle.unwrap_or_else(|| reason::not_now("it was interrupted")))
+            } else {
+                Verdict::Done { from, to: rule.leader, term: rule.term }
+            };
+            self.order(Action::Tell(verdict));
+        }
+    }
+
+    /// Whether somebody else switches the primary over at the moment.
+    pub(crate) fn yields(&self) -> bool {
+        self.record.handover
+            && self.owned != Some(self.record.claimed)
+            && !self.passed(self.claimed_since, self.policy.leftover_grace)
     }
 
     /// Whether `length` has passed since `moment`.

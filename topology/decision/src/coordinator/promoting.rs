@@ -20,9 +20,10 @@ pub(crate) struct Intending {
 }
 
 impl Intending {
-    pub(crate) fn enter(picture: &mut Picture, proof: Fenced) -> Phase {
+    /// `wanted` is of the best.
+    pub(crate) fn enter(picture: &mut Picture, proof: Fenced, wanted: Option<NodeId>) -> Phase {
         let old = picture.rule();
-        let node = candidate::choose(&proof, &picture.cluster, &picture.policy);
+        let node = wanted.or_else(|| candidate::choose(&proof, &picture.cluster, &picture.policy));
         let Some((old, node)) = old.zip(node) else { return Suspecting::enter(picture) };
         let (cohort, k) = candidate::new_rule(&proof, node, &old, &picture.policy);
         let Some(intent) = proof.intent(node, cohort, k) else { return Suspecting::enter(picture) };

@@ -2,6 +2,8 @@
 
 use super::Phase;
 use super::change::Changing;
+use super::claiming::Claiming;
+use super::handing;
 use super::health::{self, Health};
 use super::picture::Picture;
 use super::strays;
@@ -10,7 +12,9 @@ use super::unfencing::Unfencing;
 use crate::action::Action;
 use crate::event::Event;
 use crate::node::{Millis, NodeId, NodeSet};
-use crate::record::Rule;
+use crate::reason::{self, Reason};
+use crate::record::{Record, Rule};
+use crate::switchover::Switchover;
 
 /// Whether clients may in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,6 +89,9 @@ impl Serving {
         if (rule.leader, rule.term) != (self.rule.leader, self.rule.term) || picture.record.intent.is_some() {
             return Suspecting::enter(picture);
         }
+        if picture.yields() {
+            return Suspecting::enter(picture);
+        }
         self.rule = rule;
         match health::of_leader(picture, &rule) {
             Health::Well => {}
@@ -98,6 +105,7 @@ impl Serving {
         self.turn_gate(picture, event);
         self.change.on(picture, &rule, event, self.gate != Gate::Setting);
         self.unfencing.on(picture, &rule, event);
+        end_handover(picture);
         let origin = picture.record.origin;
         strays::repoint(picture, &rule, origin.as_ref(), NodeSet::EMPTY);
         strays::quarantine(picture, &rule);
@@ -105,6 +113,28 @@ impl Serving {
             super::suspecting::ask_store(picture);
         }
         Phase::Serving(self)
+    }
+
+    /// Only while all is as it should be: a switchover is no way out of trouble.
+    ///
+    /// # Errors
+    /// Why not, and the state as it was.
+    pub(crate) fn switch_over(
+        self: Box<Self>,
+        picture: &mut Picture,
+        plan: Switchover,
+    ) -> Result<Phase, (Phase, Reason)> {
+        let busy = self.gate != Gate::Open || !self.change.is_idle() || self.unfencing != Unfencing::Idle;
+        let checked = if busy {
+            Err(reason::not_now("the primary was opened a moment ago, or its rule is being changed"))
+        } else {
+            handing::check(picture, &self.rule, &plan)
+        };
+        if let Err(why) = checked {
+            return Err((Phase::Serving(self), why));
+        }
+        picture.asked = Some(self.rule.leader);
+        Ok(Claiming::for_switchover(picture, plan))
     }
 
     fn look_again(&self, picture: &mut Picture, event: &Event) {
@@ -213,7 +243,17 @@ impl Serving {
 
     fn pause(&mut self, picture: &mut Picture, why: &str) {
         super::suspecting::ask_store(picture);
-        picture.obstacle = Some(crate::reason::barrier_failed(&picture.cluster, &self.rule, why));
+        picture.obstacle = Some(reason::barrier_failed(&picture.cluster, &self.rule, why));
         self.gate = Gate::Pausing(picture.now.plus(picture.policy.retry));
     }
+}
+
+/// The mark of a switchover that was given up, or of one whose coordinator is gone: taken off, so that nobody holds for it.
+/// A claim takes it off too.
+fn end_handover(picture: &mut Picture) {
+    if !picture.record.handover || picture.store_lost.is_some() || picture.settling() || picture.ownership().is_none() {
+        return;
+    }
+    let record = Record { handover: false, ..picture.record.successor() };
+    picture.publish(record);
 }

@@ -32,6 +32,9 @@ impl Suspecting {
 
     fn decide(self, picture: &mut Picture) -> Phase {
         let Some(rule) = picture.rule() else { return Bootstrapping::enter() };
+        if picture.yields() {
+            return Phase::Suspecting(self);
+        }
         if picture.record.intent.is_some() {
             return self.forward(picture, &rule);
         }
@@ -52,7 +55,7 @@ impl Suspecting {
             ask_store(picture);
             return Phase::Suspecting(self);
         }
-        if picture.now < picture.retry_at || !can_act(picture, rule) {
+        if picture.now < picture.retry_at || !picture.is_coordinator() || !can_act(picture, rule) {
             return Phase::Suspecting(self);
         }
         Claiming::enter(picture)

@@ -38,9 +38,14 @@ pub(crate) enum Answer {
 
 pub(crate) fn node_of(action: &Action) -> Option<NodeId> {
     match action {
-        Action::ReadStore | Action::ClaimTerm { .. } | Action::Publish { .. } | Action::Announce(_) => None,
+        Action::ReadStore
+        | Action::ClaimTerm { .. }
+        | Action::Publish { .. }
+        | Action::Announce(_)
+        | Action::Tell(_) => None,
         Action::Promote(promotion) => Some(promotion.node()),
         Action::ProbeNow { node }
+        | Action::Quiesce { node, .. }
         | Action::Fence { node, .. }
         | Action::Unfence { node, .. }
         | Action::Drain { node, .. }
@@ -74,10 +79,13 @@ pub(crate) fn failure(action: &Action, lie: Option<Lie>) -> Option<Event> {
         Action::WriteTerm { node, rule } => Event::TermWriteFailed { node, rule, why },
         Action::SetRule { node, rule, .. } => Event::RuleSetFailed { node, rule, why },
         Action::Barrier { node, rule } => Event::BarrierFailed { node, rule, why },
+        Action::Quiesce { node, term, .. } => Event::QuiesceFailed { node, term, why },
         Action::ReadStore | Action::ClaimTerm { .. } | Action::Publish { .. } => Event::StoreLost { why },
-        Action::ProbeNow { .. } | Action::Checkpoint { .. } | Action::Quarantine { .. } | Action::Announce(_) => {
-            return None;
-        }
+        Action::ProbeNow { .. }
+        | Action::Checkpoint { .. }
+        | Action::Quarantine { .. }
+        | Action::Announce(_)
+        | Action::Tell(_) => return None,
     })
 }
 
@@ -113,6 +121,14 @@ impl World {
                 }
                 self.node_mut(*node).sync_names = rule.sync_names();
                 Answer::Now(Some(Event::RuleSet { node: *node, rule: *rule }))
+            }
+            Action::Quiesce { node, term, .. } => {
+                let postgres = self.node(*node);
+                if postgres.recovery {
+                    return Answer::Now(failure(action, None));
+                }
+                let lsn = Lsn(postgres.wal.len() as u64);
+                Answer::Now(Some(Event::Quiesced { node: *node, term: *term, lsn }))
             }
             Action::Barrier { node, rule } => {
                 if self.node(*node).recovery {

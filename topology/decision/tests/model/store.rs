@@ -29,6 +29,7 @@ impl Store {
             rule: Some(Rule { term, leader, cohort, k }),
             intent: None,
             origin: None,
+            handover: false,
         };
         Self { record: Some(record), published: BTreeSet::from([(term, leader)]), no_compare: false }
     }
@@ -57,11 +58,11 @@ impl Store {
         let current = self.record.clone().unwrap_or_else(Record::empty);
         match action {
             Action::ReadStore => Event::StoreRead { record: self.record.clone() },
-            Action::ClaimTerm { from, to } => {
+            Action::ClaimTerm { from, to, handover } => {
                 if current.claimed != *from && !self.no_compare {
                     return Event::TermRefused { record: current };
                 }
-                let record = Record { revision: current.revision + 1, claimed: *to, ..current };
+                let record = Record { revision: current.revision + 1, claimed: *to, handover: *handover, ..current };
                 self.record = Some(record.clone());
                 Event::TermClaimed { record }
             }

@@ -1,6 +1,6 @@
 //! What the dice do to nodes, links and processes.
 
-use decision::{Contact, Coordinator, Event, NodeId};
+use decision::{Contact, Coordinator, Event, Millis, NodeId, Switchover};
 
 use super::{Power, Simulation, Task};
 
@@ -16,7 +16,7 @@ impl Simulation {
         let any = NodeId(self.dice.below(u64::from(self.plan.nodes)) as u8);
         let node = if self.dice.percent(50) { leader } else { any };
         let p = self.dice.below(self.plan.processes as u64) as usize;
-        let kind = self.dice.below(20);
+        let kind = self.dice.below(23);
         self.say(|| format!("fault {kind} on {node} p{p}"));
         self.fault_on_node(kind, node);
         self.fault_on_process(kind, p, node);
@@ -78,8 +78,17 @@ impl Simulation {
             17 => self.restart_process(p),
             18 => self.processes[p].paused = true,
             19 => self.resume(p),
+            20..=22 => self.ask_to_switch_over(p, node),
             _ => {}
         }
+    }
+
+    /// An operator asks, whether it fits or not.
+    fn ask_to_switch_over(&mut self, p: usize, node: NodeId) {
+        let to = self.dice.percent(50).then_some(node);
+        let plan = Switchover { to, max_wait: Millis(300), end_transactions: self.dice.percent(50) };
+        let life = self.processes[p].life;
+        self.at(1, Task::Deliver(p, Event::SwitchoverAsked(plan), None), life);
     }
 
     fn start_down_nodes(&mut self) {
@@ -125,6 +134,7 @@ impl Simulation {
         process.orders.clear();
         process.busy.clear();
         process.view = None;
+        process.leased_until = None;
         process.coordinator = Coordinator::new(self.policy.clone(), self.world.members(), record);
         self.waits.retain(|wait| wait.order.as_ref().is_none_or(|(of, ..)| *of != p));
         self.begin_process(p);

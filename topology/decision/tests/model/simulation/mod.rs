@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use decision::{Action, Coordinator, Durability, Event, Millis, NodeId, Policy, View};
+use decision::{Action, Coordinator, Durability, Event, Millis, NodeId, Policy, Verdict, View};
 
 use super::{Lie, Postgres, Power, World};
 
@@ -61,6 +61,7 @@ enum Task {
     Fault,
     Started(NodeId, u64),
     Rejoin,
+    Lease(usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +84,8 @@ struct Process {
     cut: BTreeSet<NodeId>,
     store_cut: bool,
     view: Option<View>,
+    /// Until when it believes that it has the lease.
+    leased_until: Option<u64>,
 }
 
 #[derive(Debug, Clone)]
@@ -105,6 +108,8 @@ pub(crate) struct Plan {
     pub(crate) processes: usize,
     pub(crate) durability: Durability,
     pub(crate) lie: Option<Lie>,
+    /// Processes share a store with a lease and a watch.
+    pub(crate) shared: bool,
     /// Milliseconds of faults, then of peace.
     pub(crate) faults_until: u64,
     pub(crate) end: u64,
@@ -118,6 +123,8 @@ pub(crate) struct Outcome {
     pub(crate) acknowledged: usize,
     pub(crate) acknowledged_in_peace: usize,
     pub(crate) open: bool,
+    /// Switchovers that were done, and that were asked for.
+    pub(crate) switched: (usize, usize),
     pub(crate) last_reason: String,
     pub(crate) trace: Vec<String>,
 }
@@ -138,12 +145,17 @@ pub(crate) struct Simulation {
     /// Every order given, by name and node.
     ordered: Vec<(String, Option<NodeId>)>,
     policy: Policy,
+    /// What operators were told.
+    verdicts: Vec<Verdict>,
+    /// Who has the lease, and until when.
+    lease: Option<(usize, u64)>,
 }
 
 pub(crate) fn policy(plan: &Plan) -> Policy {
     Policy {
         k: plan.k,
         durability: plan.durability,
+        shared: plan.shared,
         crash_restart_grace: Millis(600),
         partition_grace: Millis(500),
         fresh: Millis(300),
@@ -186,6 +198,8 @@ impl Simulation {
             sabotage: Vec::new(),
             ordered: Vec::new(),
             policy: policy(&plan),
+            verdicts: Vec::new(),
+            lease: None,
             plan,
         };
         simulation.begin();
@@ -211,6 +225,7 @@ impl Simulation {
                 cut: BTreeSet::new(),
                 store_cut: false,
                 view: None,
+                leased_until: None,
             });
             self.begin_process(p);
             self.at(50, Task::Client(p), 0);
@@ -223,6 +238,9 @@ impl Simulation {
     fn begin_process(&mut self, p: usize) {
         let life = self.processes[p].life;
         self.at(1, Task::Tick(p), life);
+        if self.plan.shared {
+            self.at(1, Task::Lease(p), life);
+        }
         for node in self.all_nodes() {
             self.at(2, Task::Probe(p, node), life);
         }
@@ -296,6 +314,7 @@ impl Simulation {
                     self.world.node_mut(node).restart();
                 }
             }
+            Task::Lease(p) => self.keep_lease(p, life),
             Task::Rejoin => {
                 if self.dice.percent(60) || !self.in_faults() {
                     self.world.rejoin_strays();
@@ -430,6 +449,7 @@ impl Simulation {
                 )
             });
         }
+        let done = self.verdicts.iter().filter(|verdict| matches!(verdict, Verdict::Done { .. })).count();
         let leader = self.world.store.leader();
         let open =
             self.processes.iter().any(|p| p.view.as_ref().is_some_and(|v| v.primary.is_some() && v.primary == leader));
@@ -444,6 +464,7 @@ impl Simulation {
             acknowledged: self.world.acknowledged.len(),
             acknowledged_in_peace: self.in_peace,
             open,
+            switched: (done, self.verdicts.len()),
             last_reason: reasons.join(" | "),
             trace: self.trace.unwrap_or_default(),
         }

@@ -72,6 +72,7 @@ impl Simulation {
         }
         match action {
             Action::Announce(view) => self.announced(p, view),
+            Action::Tell(verdict) => self.verdicts.push(verdict),
             Action::ProbeNow { node } => self.at(1, Task::Read(p, node), life),
             Action::Checkpoint { .. } | Action::Quarantine { .. } => {}
             action => {
@@ -161,6 +162,9 @@ impl Simulation {
         if matches!(event, Event::Published { .. }) {
             self.world.check_leader();
         }
+        if self.plan.shared && matches!(event, Event::Published { .. } | Event::TermClaimed { .. }) {
+            self.tell_others(p);
+        }
         let (delay, event) = if lost { (100, failed) } else { (1 + self.dice.below(10), Some(event)) };
         self.answer(p, delay, event, Queue::Store);
     }
@@ -200,4 +204,47 @@ impl Simulation {
             }
         }
     }
+
+    /// The store's watch: the others hear of the record as it is.
+    fn tell_others(&mut self, p: usize) {
+        for other in (0..self.plan.processes).filter(|other| *other != p) {
+            if self.processes[other].store_cut {
+                continue;
+            }
+            let (life, delay) = (self.processes[other].life, 1 + self.dice.below(10));
+            let record = self.world.store.record.clone();
+            self.at(delay, Task::Deliver(other, Event::StoreRead { record }, None), life);
+        }
+    }
+
+    /// Renews the lease or takes a free one. Who cannot reach the store finds by its own clock that it has lost it; who was
+    /// stopped learns of it late, and goes on with what it believed meanwhile.
+    pub(super) fn keep_lease(&mut self, p: usize, life: u32) {
+        if !self.lives(p, life) {
+            return;
+        }
+        self.at(LEASE_EVERY, Task::Lease(p), life);
+        let process = &self.processes[p];
+        if process.paused {
+            return;
+        }
+        let before = process.leased_until;
+        let free = self.lease.is_none_or(|(holder, until)| holder == p || until <= self.now);
+        let until = if process.store_cut {
+            before.filter(|until| *until > self.now)
+        } else if free {
+            self.lease = Some((p, self.now + LEASE));
+            Some(self.now + LEASE)
+        } else {
+            None
+        };
+        self.processes[p].leased_until = until;
+        if before.is_some() != until.is_some() {
+            self.deliver(p, Event::Lease { held: until.is_some() }, None);
+        }
+    }
 }
+
+/// How long a lease lasts, and how often it is renewed.
+const LEASE: u64 = 400;
+const LEASE_EVERY: u64 = 100;

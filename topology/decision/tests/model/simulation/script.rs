@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use decision::{Durability, Managed, NodeId, NodeSet, Role, SyncNames, Term, TermRow, Upstream};
+use decision::{
+    Durability, Managed, Millis, NodeId, NodeSet, Role, Switchover, SyncNames, Term, TermRow, Upstream, Verdict,
+};
 
 use super::{Dice, Lie, Plan, Power, Simulation, Task, World, policy};
 
@@ -34,8 +36,16 @@ pub(crate) fn run(text: &str, lie: Option<Lie>) -> Result<(), String> {
 
 fn begin(n: &str, options: &[&str], lie: Option<Lie>) -> Result<Simulation, String> {
     let nodes: u8 = n.parse().map_err(|_| "how many nodes?")?;
-    let mut plan =
-        Plan { nodes, k: 1, processes: 1, durability: Durability::Available, lie, faults_until: 0, end: u64::MAX };
+    let mut plan = Plan {
+        nodes,
+        k: 1,
+        processes: 1,
+        durability: Durability::Available,
+        lie,
+        shared: false,
+        faults_until: 0,
+        end: u64::MAX,
+    };
     let (mut empty, mut external, mut asleep) = (false, false, BTreeSet::new());
     for option in options {
         match option.split_once('=') {
@@ -43,6 +53,7 @@ fn begin(n: &str, options: &[&str], lie: Option<Lie>) -> Result<Simulation, Stri
             Some(("processes", p)) => plan.processes = p.parse().map_err(|_| "processes?")?,
             Some(("down", name)) => drop(asleep.insert(node_named(name)?)),
             None if *option == "strict" => plan.durability = Durability::Strict,
+            None if *option == "lease" => plan.shared = true,
             None if *option == "empty" => empty = true,
             None if *option == "external" => external = true,
             _ => return Err(format!("no such option: {option}")),
@@ -82,6 +93,8 @@ impl Simulation {
             sabotage: Vec::new(),
             ordered: Vec::new(),
             policy,
+            verdicts: Vec::new(),
+            lease: None,
             plan,
         };
         simulation.begin();
@@ -142,6 +155,10 @@ impl Simulation {
                 let node = node_named(name)?;
                 self.until(&format!("primary {name}"), |s| s.primary() == Some(node))
             }
+            ["until", "verdict", rest @ ..] => {
+                self.until("a verdict", |s| !s.verdicts.is_empty())?;
+                self.verdict(rest)
+            }
             ["until", "held"] => self.until("a hold", |s| s.primary().is_none()),
             ["until", "rule", k, cohort] => {
                 let wanted = (k.parse().map_err(|_| "k?")?, set_named(cohort)?);
@@ -151,6 +168,14 @@ impl Simulation {
                 self.until("no standby in the rule", |s| s.world.store.rule().is_some_and(|r| r.k == 0))
             }
             ["expect", rest @ ..] => self.expect(rest),
+            ["switchover", to @ ..] => {
+                let to = to.first().map(|name| node_named(name)).transpose()?;
+                let plan = Switchover { to, max_wait: Millis(500), end_transactions: false };
+                self.verdicts.clear();
+                let life = self.processes[0].life;
+                self.at(0, Task::Deliver(0, decision::Event::SwitchoverAsked(plan), None), life);
+                Ok(())
+            }
             ["forget", "orders"] => {
                 self.ordered.clear();
                 Ok(())
@@ -283,6 +308,18 @@ impl Simulation {
             }
             _ => Err("no such expectation".to_owned()),
         }
+    }
+
+    fn verdict(&self, words: &[&str]) -> Result<(), String> {
+        let told = self.verdicts.last().ok_or("nothing was told")?;
+        let fits = match (words, told) {
+            (["done", name], Verdict::Done { to, .. }) => *to == node_named(name)?,
+            (["undone", text @ ..], Verdict::Undone(why)) | (["refused", text @ ..], Verdict::Refused(why)) => {
+                why.to_string().contains(&text.join(" "))
+            }
+            _ => false,
+        };
+        if fits { Ok(()) } else { Err(format!("but it is {told:?}")) }
     }
 
     fn was_ordered(&self, name: &str, node: Option<NodeId>) -> bool {
