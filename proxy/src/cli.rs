@@ -8,6 +8,7 @@ use std::sync::Arc;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{self, Config, DEFAULT_PATHS};
+use crate::control;
 use crate::pgbouncer;
 
 /// Exit status after a failure at work.
@@ -27,6 +28,8 @@ const EXAMPLES: &str = "\
 Examples:
   pgsteady check pgsteady.toml          say what is wrong in a configuration, and what to write instead
   pgsteady run -c pgsteady.toml         serve clients
+  pgsteady status                       show the running pgsteady's clusters, and the latest failovers
+  pgsteady switchover --to n2           make n2 the primary
   pgsteady dev                          a primary and two standbys to play with; nothing is left afterwards
   pgsteady dev --drill 3                kill -9 its primary three times under load, and report
   psql 'host=localhost port=6432 dbname=app user=me'
@@ -49,6 +52,10 @@ enum Command {
     /// Do as PgBouncer: `pgsteady pgbouncer [OPTION]... CONFIG_FILE`, or by a link of that name to this program.
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Pgbouncer(PgbouncerArgs),
+    /// Show how the clusters of a running pgsteady are; exit status 1 if there is no primary.
+    Status(control::StatusArgs),
+    /// Make another node primary, in peace: new transactions wait, open ones end, and nothing is lost.
+    Switchover(control::SwitchoverArgs),
     /// Print a reference page as Markdown.
     Docs(DocsArgs),
 }
@@ -100,6 +107,8 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check(args.config),
         Command::Dev(args) => crate::dev::run(&args),
         Command::Node(args) => crate::node::run(args),
+        Command::Status(args) => asked(control::status(&args, load)),
+        Command::Switchover(args) => asked(control::switchover(&args, load)),
         Command::Docs(DocsArgs { page: Page::Config }) => {
             print!("{}", config::reference());
             ExitCode::SUCCESS
@@ -121,6 +130,15 @@ fn run(file: Option<PathBuf>) -> ExitCode {
     }
     match crate::run::run(&config, &log) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(said) => fail(FAILED, &said),
+    }
+}
+
+/// What became of a command to a running pgsteady.
+fn asked(outcome: Result<bool, String>) -> ExitCode {
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(FAILED),
         Err(said) => fail(FAILED, &said),
     }
 }

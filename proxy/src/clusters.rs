@@ -7,12 +7,15 @@ use topology::probe::Pace;
 use topology::{ClusterConfig, Login, Millis, Monitor, NodeConfig, Policy, ReplicationLogin, Watch};
 
 use crate::config::{self, Cluster, Config, Durability, Managed};
+use crate::control::Control;
 use crate::tls::{self, TlsError};
 
 /// The monitors of all clusters, and what they show of them. Dropped, the monitors stop.
 pub struct Clusters {
     watches: HashMap<Arc<str>, Watch>,
     _monitors: Vec<Monitor>,
+    /// Where commands come in.
+    _controls: Vec<Control>,
 }
 
 impl Clusters {
@@ -21,11 +24,16 @@ impl Clusters {
     /// # Errors
     /// A cluster that cannot be watched: its name and why.
     pub fn start(config: &Config) -> Result<Self, String> {
-        let mut clusters = Self { watches: HashMap::new(), _monitors: Vec::new() };
+        let mut clusters = Self { watches: HashMap::new(), _monitors: Vec::new(), _controls: Vec::new() };
         for (name, cluster) in &config.clusters {
             let wrong = |error: &dyn std::fmt::Display| format!("cluster.{name}: {error}");
             let settings = translate(cluster).map_err(|error| wrong(&error))?;
             let (watch, monitor) = Monitor::start(&settings).map_err(|error| wrong(&error))?;
+            match Control::start(cluster, &watch) {
+                Ok(control) => clusters._controls.push(control),
+                // serving clients matters more than taking commands
+                Err(why) => tracing::warn!(cluster = %name, why, "no commands can be taken"),
+            }
             clusters.watches.insert(name.clone(), watch);
             clusters._monitors.push(monitor);
         }

@@ -7,6 +7,7 @@ pub mod cli;
 mod clock;
 pub mod clusters;
 pub mod config;
+pub mod control;
 pub mod dev;
 mod entry;
 pub mod error;

@@ -141,6 +141,29 @@ fn a_node_that_somebody_kills_comes_back() {
 }
 
 #[test]
+fn a_switchover_brings_the_old_primary_back_as_a_standby() {
+    let place = place();
+    let mut child = dev(place.path(), &["--load", "2"]);
+    Said::of(&mut child).until("Ctrl-C ends");
+    let folder = std::fs::read_dir(place.path()).unwrap().next().unwrap().unwrap().path();
+    let pgsteady = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pgsteady"));
+        let output = command.args(arguments).arg("-c").arg(folder.join("pgsteady.toml")).output().unwrap();
+        (output.status.code(), text(&output))
+    };
+    let (code, said) = pgsteady(&["switchover", "--to", "n3", "--return-within", "60s"]);
+    assert!(code == Some(0) && said.contains("n3 is the primary now"), "{said}");
+    assert!(said.contains("n1 is back as a standby"), "{said}");
+    let (code, said) = pgsteady(&["status"]);
+    assert!(code == Some(0) && said.contains("primary n3") && said.contains("switchover n1 -> n3"), "{said}");
+    let (code, said) = pgsteady(&["switchover", "--to", "n9"]);
+    assert!(code == Some(1) && said.contains("no node \"n9\""), "{said}");
+    signal(&child, "-TERM");
+    assert!(child.wait().unwrap().success());
+    assert_eq!(left(place.path()), Vec::<PathBuf>::new());
+}
+
+#[test]
 fn kept_files_stay_and_processes_do_not() {
     let place = place();
     let mut child = dev(place.path(), &["--keep", "--nodes", "1"]);

@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use decision::{Action, Coordinator, Event, Millis, NodeId, View};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::ask::{Ask, Verdict, Wish};
 use crate::history::History;
 use crate::lag::Lag;
 use crate::orders::undone;
 use crate::probe::Report;
 use crate::reigns::Reigns;
 use crate::translate::{Names, contact, millis};
-use crate::{Lsn, Node, PrimarySample, Reading, Role, Topology};
+use crate::{Lsn, Node, Overview, PrimarySample, Reading, Role, Topology};
 
 /// The decision's clock beats this often; everything urgent is an event of its own.
 const TICK: Duration = Duration::from_millis(50);
@@ -38,6 +39,11 @@ pub(crate) struct Driver {
     pub(crate) timeout: Duration,
     /// Outcomes of orders that found no room.
     pub(crate) refused: Vec<Event>,
+    pub(crate) asks: mpsc::Receiver<Ask>,
+    /// Who waits for the verdict on the request under way.
+    pub(crate) asked: Option<oneshot::Sender<Verdict>>,
+    /// Where the store is, for people.
+    pub(crate) place: Arc<str>,
 }
 
 /// What is known of the nodes' positions: it goes into the snapshot, and no decision looks at it.
@@ -73,6 +79,7 @@ impl Driver {
                     Some(node) => self.suspect(node),
                     None => suspecting = false,
                 },
+                Some(ask) = self.asks.recv() => self.ask(ask),
                 _ = ticks.tick() => self.feed(Event::Tick),
             }
         }
@@ -84,6 +91,23 @@ impl Driver {
         if let Ok(node) = u8::try_from(node) {
             self.feed(Event::ConnectionLost { node: NodeId(node), own: false });
         }
+    }
+
+    /// One request at a time.
+    fn ask(&mut self, ask: Ask) {
+        if self.asked.as_ref().is_some_and(|waits| !waits.is_closed()) {
+            let _ = ask.answer.send(Verdict::refused("another request is under way"));
+            return;
+        }
+        let node = |index: usize| u8::try_from(index).ok().map(NodeId);
+        let event = match ask.wish {
+            Wish::Switchover { to, max_wait, end_transactions } => {
+                let to = to.and_then(node);
+                Event::SwitchoverAsked(decision::Switchover { to, max_wait: millis(max_wait), end_transactions })
+            }
+        };
+        self.asked = Some(ask.answer);
+        self.feed(event);
     }
 
     fn report(&mut self, report: &Report) {
@@ -116,6 +140,9 @@ impl Driver {
 
     /// Notes what the snapshot says of positions.
     fn position(&mut self, report: &Report, reading: &Reading) {
+        if let Some(node) = self.topology.nodes.get_mut(report.node) {
+            node.position = reading.inserted.or(reading.received.max(reading.replayed));
+        }
         match (self.topology.primary == Some(report.node), reading.inserted) {
             (true, Some(position)) => {
                 self.positions.lag.primary_at(position, report.begun);
@@ -157,13 +184,51 @@ impl Driver {
         }
         self.history.event(now, &event);
         let actions = self.coordinator.step(self.millis(now), event);
+        self.look_over();
+        let mut verdict = None;
         for action in actions {
+            if let Action::Tell(told) = action {
+                verdict = Some(self.names.verdict(&told));
+                continue;
+            }
             if !matches!(action, Action::Announce(_)) {
                 tracing::debug!(?action, phase = self.coordinator.phase(), "order");
             }
             self.history.action(now, &action);
             self.order(action);
         }
+        // last, so that who hears of it finds the new snapshot
+        if let Some((verdict, answer)) = verdict.and_then(|verdict| Some((verdict, self.asked.take()?))) {
+            tracing::info!(?verdict, "an operator's request is answered");
+            let _ = answer.send(verdict);
+        }
+    }
+
+    /// Renews what the snapshot says of rule, store and step, if it has changed.
+    fn look_over(&mut self) {
+        let (phase, record) = (self.coordinator.phase(), self.coordinator.record());
+        let (lost, coordinator) = (self.coordinator.store_lost(), self.coordinator.is_coordinator());
+        let old = &self.topology.overview;
+        let rule = record.rule.map(|rule| self.names.in_force(&rule));
+        let same = *old.phase == *phase
+            && old.rule == rule
+            && old.claimed == record.claimed.0
+            && old.store_lost.as_deref() == lost
+            && old.coordinator == coordinator
+            && !old.store.is_empty();
+        if same {
+            return;
+        }
+        self.topology.overview = Arc::new(Overview {
+            managed: phase != "following",
+            phase: phase.into(),
+            coordinator,
+            claimed: record.claimed.0,
+            rule,
+            store: self.place.clone(),
+            store_lost: lost.map(Into::into),
+        });
+        self.published.send_replace(Arc::new(self.topology.clone()));
     }
 
     fn millis(&self, now: Instant) -> Millis {
@@ -182,9 +247,11 @@ impl Driver {
                 }
                 return;
             }
+            Action::Tell(_) => return,
             Action::ReadStore | Action::ClaimTerm { .. } | Action::Publish { .. } => Some(&self.store),
             Action::Promote(promotion) => self.nodes.get(promotion.node().index()),
-            Action::Fence { node, .. }
+            Action::Quiesce { node, .. }
+            | Action::Fence { node, .. }
             | Action::Unfence { node, .. }
             | Action::Drain { node, .. }
             | Action::Repoint { node, .. }

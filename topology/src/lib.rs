@@ -6,9 +6,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::{mpsc, watch};
+use ask::Ask;
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub mod act;
+mod ask;
 mod conninfo;
 mod driver;
 mod history;
@@ -19,18 +21,20 @@ pub mod node;
 mod orders;
 pub mod probe;
 mod reading;
+mod records;
 mod reigns;
 mod snapshot;
 pub mod store;
 mod translate;
 
+pub use ask::{Verdict, Wish};
 pub use conninfo::ReplicationLogin;
 pub use decision::{Durability, Managed, Millis, Policy};
 pub use history::{FailoverRecord, Failovers, MAX_FAILOVERS};
 pub use login::{APPLICATION_NAME, Connector, Encryption, Failure, Login, Secret, Server};
 pub use monitor::{ClusterConfig, Monitor, MonitorError, NodeConfig};
 pub use reading::{Reading, Receiver, TermRow, Walsender};
-pub use snapshot::{Address, Lsn, Node, PrimarySample, Reign, Role, Topology};
+pub use snapshot::{Address, Lsn, Node, Overview, PrimarySample, Reign, Role, RuleInForce, Topology};
 
 /// What a proxy holds of a cluster: the latest snapshot, and the ways to talk back.
 #[derive(Debug, Clone)]
@@ -39,6 +43,8 @@ pub struct Watch {
     suspicions: mpsc::Sender<usize>,
     samples_begun: Arc<AtomicU64>,
     failovers: watch::Receiver<Failovers>,
+    asks: Option<mpsc::Sender<Ask>>,
+    held: Arc<AtomicU64>,
 }
 
 impl Watch {
@@ -50,7 +56,7 @@ impl Watch {
         samples_begun: Arc<AtomicU64>,
     ) -> Self {
         let (_, failovers) = watch::channel(Arc::from(Vec::new()));
-        Self { snapshots, suspicions, samples_begun, failovers }
+        Self { snapshots, suspicions, samples_begun, failovers, asks: None, held: Arc::default() }
     }
 
     /// A snapshot that never changes: a database entry that names one host.
@@ -61,10 +67,30 @@ impl Watch {
         Self::new(snapshots, suspicions, Arc::default())
     }
 
-    /// The same, with failovers to tell of.
-    #[must_use]
-    pub fn with_failovers(self, failovers: watch::Receiver<Failovers>) -> Self {
-        Self { failovers, ..self }
+    /// The same with a monitor behind it: failovers to tell of, requests to take, a count of held clients to look at.
+    pub(crate) fn of_monitor(
+        self,
+        failovers: watch::Receiver<Failovers>,
+        asks: mpsc::Sender<Ask>,
+        held: Arc<AtomicU64>,
+    ) -> Self {
+        Self { failovers, asks: Some(asks), held, ..self }
+    }
+
+    /// Asks the monitor for something and waits for what comes of it. It takes as long as it takes; whoever stops waiting does
+    /// not stop what was begun.
+    pub async fn ask(&self, wish: Wish) -> Verdict {
+        let Some(asks) = &self.asks else { return Verdict::refused("nobody watches this server") };
+        let (answer, answered) = oneshot::channel();
+        if asks.try_send(Ask { wish, answer }).is_err() {
+            return Verdict::refused("too many requests wait already");
+        }
+        answered.await.unwrap_or_else(|_| Verdict::refused("the monitor has ended"))
+    }
+
+    /// Counts a client that has to wait because there is no primary.
+    pub fn count_held(&self) {
+        self.held.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The failovers that this process has seen through, latest last, at most [`MAX_FAILOVERS`].

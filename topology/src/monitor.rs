@@ -12,11 +12,13 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 
 use crate::act::Remote;
+use crate::ask::MAX_ASKS;
 use crate::driver::{Driver, Positions};
 use crate::history::History;
 use crate::login::Connector;
 use crate::orders::{Deadlines, MAX_ORDERS, NodeOrders, store_orders};
 use crate::probe::{Pace, Probe, Report};
+use crate::records::Records;
 use crate::reigns::Reigns;
 use crate::store::{FileStore, MemoryStore, Store, StoreError};
 use crate::translate::Names;
@@ -110,6 +112,7 @@ impl Monitor {
         let names = Arc::new(names(config)?);
         let store = Arc::new(store(config, &names.cluster)?);
         let record = store.read().map_err(MonitorError::Store)?;
+        let place = store.to_string();
         let coordinator = Coordinator::new(config.policy.clone(), names.cluster.clone(), record);
         let mut tasks = JoinSet::new();
 
@@ -118,7 +121,8 @@ impl Monitor {
         let (suspect, suspicions) = mpsc::channel(MAX_EVENTS);
         let (reporter, reports) = mpsc::channel(MAX_EVENTS);
         let (outcome, outcomes) = mpsc::channel(MAX_EVENTS);
-        let (failover, failovers) = watch::channel(Arc::from(Vec::new()));
+        let (ask, asks) = mpsc::channel(MAX_ASKS);
+        let held = Arc::new(AtomicU64::new(0));
         let samples_begun = Arc::new(AtomicU64::new(0));
 
         let store_queue = {
@@ -129,7 +133,8 @@ impl Monitor {
         let ends = Ends { outcome, reporter, samples_begun: samples_begun.clone() };
         let (queues, nudges) = attend(config, &names, &ends, &mut tasks);
         drop(ends); // the driver ends when the tasks have
-        let history = History::new(config.name.clone(), names.cluster.clone(), failover);
+        let records = config.store.as_ref().map(|folder| Records::of(folder, &config.name));
+        let (history, failovers) = History::new(config.name.clone(), names.cluster.clone(), records, held.clone());
         let driver = Driver {
             coordinator,
             history,
@@ -147,9 +152,12 @@ impl Monitor {
             began: Instant::now(),
             timeout: config.pace.timeout,
             refused: Vec::new(),
+            asks,
+            asked: None,
+            place: place.into(),
         };
         tasks.spawn(driver.run());
-        let watch = Watch::new(snapshots, suspect, samples_begun).with_failovers(failovers);
+        let watch = Watch::new(snapshots, suspect, samples_begun).of_monitor(failovers, ask, held);
         Ok((watch, Monitor { _tasks: tasks }))
     }
 }
@@ -239,6 +247,7 @@ fn unseen(config: &ClusterConfig, names: &Names) -> Topology {
         name: node.name.clone(),
         address: address.clone(),
         role: Role::Out,
+        position: None,
         replayed: Lsn(0),
         lag: None,
         why: "not looked at yet".into(),
@@ -251,5 +260,6 @@ fn unseen(config: &ClusterConfig, names: &Names) -> Topology {
         nodes: config.nodes.iter().zip(names.addresses.iter()).map(node).collect(),
         sample: PrimarySample::default(),
         why: "the nodes have not been looked at yet".into(),
+        overview: Arc::default(),
     }
 }

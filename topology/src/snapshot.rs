@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+
 /// Where a node answers.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Address {
@@ -28,6 +30,12 @@ impl fmt::Display for Address {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
 
+impl fmt::Display for Lsn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:X}/{:X}", self.0 >> 32, self.0 & 0xFFFF_FFFF)
+    }
+}
+
 /// What a node is at the moment, for somebody who wants to send it a transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -48,6 +56,8 @@ pub struct Node {
     pub address: Arc<Address>,
     /// What it may be used for.
     pub role: Role,
+    /// End of its WAL, as last seen: inserted, or received; `None` if it was never read.
+    pub position: Option<Lsn>,
     /// Position up to which it has replayed, as last seen (standbys).
     pub replayed: Lsn,
     /// How old its data is at most, as last seen; `None` if that is not known.
@@ -99,8 +109,42 @@ pub struct Topology {
     pub nodes: Vec<Node>,
     /// The latest reading of the primary's position.
     pub sample: PrimarySample,
-    /// Why there is no primary, for people; empty if there is one.
+    /// Why there is no primary, or what is less than it should be, for people; empty if all is well.
     pub why: Arc<str>,
+    /// The rule, the store, the step of the protocol: for people.
+    pub overview: Arc<Overview>,
+}
+
+/// What is known of a cluster besides whom to use. No transaction is sent by it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Overview {
+    /// Whether pgsteady promotes here, or somebody else does.
+    pub managed: bool,
+    /// The step of the protocol: "serving", "fencing", …
+    pub phase: Arc<str>,
+    /// Whether it is this instance that acts, of those that share the store.
+    pub coordinator: bool,
+    /// The highest term that anybody has claimed.
+    pub claimed: u64,
+    /// The rule in force; `None` until a primary was adopted.
+    pub rule: Option<RuleInForce>,
+    /// Where the record is kept.
+    pub store: Arc<str>,
+    /// Why the store cannot be used; `None` if it can.
+    pub store_lost: Option<Arc<str>>,
+}
+
+/// Whose flush an acknowledged commit waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RuleInForce {
+    /// Its term.
+    pub term: u64,
+    /// The primary.
+    pub leader: Arc<str>,
+    /// The standbys that count.
+    pub standbys: Vec<Arc<str>>,
+    /// How many of them have to have a commit.
+    pub k: u32,
 }
 
 impl Topology {
@@ -111,6 +155,7 @@ impl Topology {
             name: name.into(),
             address: Arc::new(address),
             role: Role::Primary,
+            position: None,
             replayed: Lsn(0),
             lag: None,
             why: "".into(),
@@ -123,6 +168,7 @@ impl Topology {
             nodes: vec![node],
             sample: PrimarySample::default(),
             why: "".into(),
+            overview: Arc::default(),
         }
     }
 }

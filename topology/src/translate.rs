@@ -6,7 +6,7 @@ use std::time::Duration;
 use decision::{Cluster, Contact, Millis, NodeId, NodeSet, Rule, SyncNames, Term, Timeline, Upstream};
 
 use crate::act::marked_by;
-use crate::{Address, Failure, Reading, TermRow};
+use crate::{Address, Failure, Reading, RuleInForce, TermRow, Verdict};
 
 /// The configured nodes, by name and by address.
 #[derive(Debug, Clone)]
@@ -46,6 +46,29 @@ impl Names {
             leader: self.cluster.name(rule.leader).to_owned(),
             cohort: rule.cohort.iter().map(|node| self.cluster.name(node).to_owned()).collect(),
             k: rule.k,
+        }
+    }
+
+    fn shared(&self, node: NodeId) -> Arc<str> {
+        self.cluster.name(node).into()
+    }
+
+    pub(crate) fn in_force(&self, rule: &Rule) -> RuleInForce {
+        RuleInForce {
+            term: rule.term.0,
+            leader: self.shared(rule.leader),
+            standbys: rule.cohort.iter().map(|node| self.shared(node)).collect(),
+            k: rule.k,
+        }
+    }
+
+    pub(crate) fn verdict(&self, verdict: &decision::Verdict) -> Verdict {
+        match verdict {
+            decision::Verdict::Refused(why) => Verdict::Refused { why: why.to_string() },
+            decision::Verdict::Undone(why) => Verdict::Undone { why: why.to_string() },
+            decision::Verdict::Done { from, to, term } => {
+                Verdict::Done { from: self.shared(*from), to: self.shared(*to), term: term.0 }
+            }
         }
     }
 

@@ -108,6 +108,8 @@ async fn work(args: &DevArgs, place: &mut Option<Cluster>) -> Result<ExitCode, S
     drill::until_whole(&front.watch, cluster).await?;
     say(&format!("ready after {:.1} s", started.elapsed().as_secs_f64()));
     say(&format!("connect with: {}", cluster.url()));
+    let file = cluster.configuration_file();
+    say(&format!("look and act with: pgsteady status -c {0}; pgsteady switchover -c {0}", file.display()));
     let clients = args.load.unwrap_or(if args.drill.is_some() { DRILL_CLIENTS } else { 0 });
     let Some(kills) = args.drill else {
         result(&cluster.url());

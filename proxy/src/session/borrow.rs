@@ -129,6 +129,7 @@ impl Session {
         let mut held_bytes = HeldBytes { shared: self.worker.shared.clone(), bytes: 0 };
         let begun = Instant::now();
         let mut changes = self.entry.watch.subscribe();
+        let mut counted = false;
         loop {
             let topology = changes.borrow_and_update().clone();
             let choice = self.choose(&topology, asked);
@@ -136,6 +137,10 @@ impl Session {
                 Choice::Node(node) => (begun + self.entry.max_wait, Some(node)),
                 Choice::Hold => (begun + limits.hold_timeout, None),
             };
+            if node.is_none() && !counted {
+                counted = true;
+                self.entry.watch.count_held();
+            }
             let pool = node.map(|node| self.pool(node));
             if let Some(None) = pool {
                 let text = "the database entry has too many pools, or was changed";

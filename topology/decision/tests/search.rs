@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::fmt::{self, Write as _};
 use std::hash::Hasher;
 
-use decision::{Action, Coordinator, Event, Millis, NodeId, Policy};
+use decision::{Action, Coordinator, Event, Millis, NodeId, Policy, Switchover};
 use model::{Answer, Lie, Power, World, failure, node_of};
 
 /// What may go wrong, in all.
@@ -337,14 +337,31 @@ fn after_the_kill(processes: usize, budget: Budget) -> State {
 
 /// An undisturbed failover by the first process, up to its arrival in this phase.
 fn up_to(phase: &str, processes: usize, budget: Budget) -> State {
-    let mut state = after_the_kill(processes, budget);
+    advance(after_the_kill(processes, budget), phase)
+}
+
+/// A switchover by the first process, with the primary well, up to its arrival in this phase.
+fn switching_up_to(phase: &str, processes: usize, budget: Budget) -> State {
+    let mut state = State::new(processes, budget);
+    let plan = Switchover { to: None, max_wait: Millis(500), end_transactions: false };
+    state.tell(0, Event::SwitchoverAsked(plan));
+    assert_eq!(state.processes[0].coordinator.phase(), "claiming");
+    advance(state, phase)
+}
+
+fn advance(mut state: State, phase: &str) -> State {
     for _ in 0..100 {
         if state.processes[0].coordinator.phase() == phase {
             return state;
         }
         match state.queues(0).first().copied() {
             Some(queue) => state.take(Choice::Run(0, queue)),
-            None => nodes().for_each(|node| state.take(Choice::Replicate(node))),
+            None => nodes().for_each(|node| {
+                state.take(Choice::Replicate(node));
+                if phase == "fencing" || state.processes[0].coordinator.phase() == "handing" {
+                    state.take(Choice::Probe(0, node));
+                }
+            }),
         }
         let safe = |(_, node, write, ..): &(usize, NodeId, u64, Event, Action)| {
             state.world.is_safe(*node, *write) == Some(true)
@@ -365,6 +382,23 @@ fn one_process_from_every_phase() {
     for phase in PHASES {
         let (states, _) = search(up_to(phase, 1, budget), 5).unwrap();
         println!("one process from {phase}: {states} states to depth 5");
+        assert!(states > 500, "{phase}: {states}");
+    }
+}
+
+/// The primary lives on, in the middle of being replaced, and may die at any moment of it.
+#[test]
+fn a_switchover_from_every_phase() {
+    let budget = Budget { crashes: 1, returns: 1, failures: 1, writes: 1, ticks: 1 };
+    for phase in ["claiming", "handing", "fencing", "intending", "promoting", "committing", "publishing"] {
+        let (states, _) = search(switching_up_to(phase, 1, budget), 5).unwrap();
+        println!("switchover, one process from {phase}: {states} states to depth 5");
+        assert!(states > 500, "{phase}: {states}");
+    }
+    let budget = Budget { failures: 0, ..budget };
+    for phase in ["handing", "promoting"] {
+        let (states, _) = search(switching_up_to(phase, 2, budget), 4).unwrap();
+        println!("switchover, two processes from {phase}: {states} states to depth 4");
         assert!(states > 500, "{phase}: {states}");
     }
 }

@@ -39,6 +39,11 @@ impl FileStore {
         Ok(Self { path: path.to_owned(), name: name.to_owned(), cluster: cluster.clone(), _lock: lock })
     }
 
+    /// The record's file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The record; `None` if there is none yet.
     ///
     /// # Errors

@@ -56,6 +56,16 @@ impl Store {
     }
 }
 
+impl fmt::Display for Store {
+    /// Which it is and where, for people.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Store::File(store) => write!(f, "file {}", store.path().display()),
+            Store::Memory(_) => f.write_str("none"),
+        }
+    }
+}
+
 /// Why the store does not serve. Each says what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreError {

@@ -183,11 +183,7 @@ impl Picture {
         self.now = self.now.max(now);
         match event {
             Event::Probed { node, contact } => self.probed(*node, contact),
-            Event::ConnectionLost { node, own: true } => {
-                if let Some(seen) = self.seen.get_mut(node.index()) {
-                    seen.lost = true;
-                }
-            }
+            Event::ConnectionLost { node, own: true } => self.forget_contact(*node),
             Event::StoreLost { why } => {
                 self.store_lost = Some(why.clone());
                 self.unanswered = true;
@@ -228,6 +224,13 @@ impl Picture {
                 self.correct(*node, |report| report.sync_names = names);
             }
             _ => {}
+        }
+    }
+
+    /// What it last said says nothing of now.
+    pub(crate) fn forget_contact(&mut self, node: NodeId) {
+        if let Some(seen) = self.seen.get_mut(node.index()) {
+            seen.lost = true;
         }
     }
 

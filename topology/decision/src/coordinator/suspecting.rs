@@ -18,6 +18,10 @@ impl Suspecting {
     /// Looks at the primary and at everybody who would be needed without it.
     pub(crate) fn enter(picture: &mut Picture) -> Phase {
         if let Some(rule) = picture.rule() {
+            if picture.asked.is_some() {
+                // A switchover is given up: it may have restarted meanwhile, so it is opened on a new reading only.
+                picture.forget_contact(rule.leader);
+            }
             picture.look_at(rule.cohort.with(rule.leader));
         }
         Self.decide(picture)
