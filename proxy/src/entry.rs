@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use topology::{Topology, Watch};
 
-use crate::config::{Database, PoolMode, Target};
+use crate::config::{Database, PoolMode, SynchronousCommit, Target};
 use crate::pool::{Opener, Pool};
 use crate::routing::Route;
 use crate::session::Mode;
@@ -31,6 +31,10 @@ pub(crate) struct Entry {
     pub(crate) watch: Watch,
     /// A monitor acts for the cluster: its commits wait for standbys.
     pub(crate) managed: bool,
+    /// A commit's transaction id is asked for along with it.
+    pub(crate) resolves: bool,
+    /// What happens to a session that sets `synchronous_commit` below `on`.
+    pub(crate) synchronous_commit: SynchronousCommit,
     /// Nodes of the cluster.
     pub(crate) nodes: usize,
     /// How far behind a replica may be.
@@ -47,6 +51,8 @@ impl Entry {
             name: name.into(),
             max_lag: config.max_lag,
             max_wait: config.max_wait,
+            resolves: managed && config.resolve_commits,
+            synchronous_commit: if managed { config.synchronous_commit } else { SynchronousCommit::Allow },
             config,
             nodes: watch.now().nodes.len(),
             watch,

@@ -68,6 +68,13 @@ pub(crate) fn is_settable(name: &str) -> bool {
     CHANGEABLE.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
+/// Whether `synchronous_commit` with this value lets a commit be acknowledged that no standby has flushed. What PostgreSQL does
+/// not take for a value is not.
+pub(crate) fn is_below_on(value: &str) -> bool {
+    let weak = ["off", "false", "no", "0", "local", "remote_write"];
+    weak.iter().any(|word| value.eq_ignore_ascii_case(word))
+}
+
 /// How a setting is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Setting {

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::listener::Listeners;
 use crate::routing::{Class, Classifier, ClassifierLimits};
-use crate::session::{Card, Interned, Statement, serve_client};
+use crate::session::{Card, Interned, Statement, questions, serve_client};
 use crate::shared::Shared;
 use crate::wire::SCRATCH_BYTES;
 use crate::{housekeeping, serve::Phase};
@@ -23,6 +23,8 @@ pub(crate) struct Worker {
     pub(crate) scratch: RefCell<Box<[u8]>>,
     /// A longer Query is not read as a whole.
     pub(crate) max_query_bytes: usize,
+    /// What a server is asked in front of a commit; the second one is strict.
+    pub(crate) questions: [Statement; 2],
     classifier: RefCell<Classifier>,
     interned: RefCell<Interned>,
     cards: RefCell<Vec<Weak<Card>>>,
@@ -41,6 +43,7 @@ impl Worker {
             index,
             scratch: RefCell::new(vec![0; SCRATCH_BYTES].into_boxed_slice()),
             max_query_bytes: limits.statement_bytes,
+            questions: questions(),
             classifier: RefCell::new(Classifier::new(limits)),
             interned: RefCell::default(),
             cards: RefCell::default(),

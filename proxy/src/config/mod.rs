@@ -23,7 +23,7 @@ mod value;
 pub use change::Change;
 pub use options::{
     Auth, AuthMethod, Durability, Limits, Listen, ListenTls, Log, LogFormat, Managed, PoolMode, Route, ServerTls,
-    SslMode, User,
+    SslMode, SynchronousCommit, User,
 };
 pub use problem::{ConfigErrors, Problem};
 pub use reference::reference;
@@ -178,6 +178,10 @@ pub struct Database {
     pub route: Route,
     /// A replica further behind is not used.
     pub max_lag: Duration,
+    /// Commits in doubt are looked up.
+    pub resolve_commits: bool,
+    /// What happens to a session that sets `synchronous_commit` below `on`.
+    pub synchronous_commit: SynchronousCommit,
 }
 
 impl Config {

@@ -100,6 +100,19 @@ words! {
 }
 
 words! {
+    /// What happens to a session that asks for commits that no standby has to confirm (`synchronous_commit` below `on`):
+    /// they are acknowledged, and lost in a failover.
+    SynchronousCommit {
+        /// It is refused, in SET, `set_config` and startup options; a role or database with such a default gets no server.
+        "refuse" => Refuse,
+        /// It is logged.
+        "report" => Report,
+        /// Nothing.
+        "allow" => Allow,
+    }
+}
+
+words! {
     /// Form of the log.
     LogFormat {
         /// A line of text for each event.
@@ -326,6 +339,11 @@ section! {
         route: Route = "\"auto\"",
         /// A replica further behind than this is not used.
         max_lag: Duration = "\"10s\"",
+        /// In a cluster that pgsteady manages: each commit's transaction id is asked for along with it, so that a commit whose
+        /// answer is lost in a failover can be looked up on the new primary, and the client is told what became of it.
+        resolve_commits: bool = "true",
+        /// In a cluster that pgsteady manages: what happens to a session that sets `synchronous_commit` below `on`.
+        synchronous_commit: SynchronousCommit = "\"refuse\"",
     }
 }
 

@@ -174,6 +174,8 @@ impl Reader<'_, '_> {
             max_wait: options.max_wait.unwrap_or(max_wait),
             route: options.route,
             max_lag: options.max_lag,
+            resolve_commits: options.resolve_commits,
+            synchronous_commit: options.synchronous_commit,
         }
     }
 

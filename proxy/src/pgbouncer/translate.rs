@@ -11,7 +11,8 @@ use topology::Address;
 use super::connstr::{DatabaseLine, UserLine};
 use super::{AuthType, Loaded, Seconds, Settings};
 use crate::config::{
-    AuthMethod, Config, Database, Dialect, FileMode, ListenAddress, ListenTls, Login, Route, ServerTls, Target, User,
+    AuthMethod, Config, Database, Dialect, FileMode, ListenAddress, ListenTls, Login, Route, ServerTls,
+    SynchronousCommit, Target, User,
 };
 
 /// For ever, for waits that have to have an end.
@@ -155,6 +156,9 @@ fn database(settings: &Settings, tls: &Arc<ServerTls>, name: &str, line: &Databa
         max_wait: settings.query_wait_timeout.limit().unwrap_or(FOR_EVER),
         route: Route::Primary,
         max_lag: FOR_EVER,
+        // nobody manages a cluster here
+        resolve_commits: false,
+        synchronous_commit: SynchronousCommit::Allow,
     }
 }
 

@@ -17,6 +17,8 @@ use crate::clock::Moment;
 mod failure;
 mod open;
 pub(crate) mod server;
+mod survey;
+mod trip;
 
 pub(crate) use failure::Failure;
 pub(crate) use open::Opener;
@@ -230,8 +232,15 @@ impl Pool {
         let mut retry = RETRY.0;
         let failure = loop {
             let epoch = self.lock().epoch;
-            match self.opener.open(epoch).await {
-                Ok(opened) => return self.take_in(Server::new(opened, slot, &self.opener.clock), opening),
+            let opened = match self.opener.open(epoch).await {
+                Ok(opened) => {
+                    let mut server = Server::new(opened, &self.opener.clock);
+                    self.opener.survey(&mut server).await.map(|()| server)
+                }
+                Err(failure) => Err(failure),
+            };
+            match opened {
+                Ok(server) => return self.take_in(server.placed(slot), opening),
                 Err(failure) if failure.is_final() => break failure,
                 Err(failure) => self.opener.failed(&failure),
             }

@@ -12,6 +12,7 @@ use super::server::{Control, Prepared, Server};
 use super::{CancelTarget, Failure, Slot};
 use crate::auth::{self, Hashing, Link, LoginError, ServerLogin};
 use crate::clock::Clock;
+use crate::config::SynchronousCommit;
 use crate::listener::prepare_tcp;
 use crate::settings::{Reported, Settings};
 use crate::tls::{self, Answer, Attempt, ServerTls};
@@ -40,6 +41,8 @@ pub(crate) struct Opener {
     pub(crate) idle_timeout: Duration,
     /// Age at which a server is closed when it is given back.
     pub(crate) lifetime: Duration,
+    /// Of a managed cluster: what a server is asked before it is lent, and what a weak `synchronous_commit` means.
+    pub(crate) survey: Option<SynchronousCommit>,
     pub(crate) clock: Arc<Clock>,
     /// Bounds the hashing of passwords for servers.
     pub(crate) hashing: Arc<Hashing>,
@@ -62,6 +65,7 @@ pub(crate) struct Opened {
     reported: Reported,
     cancel: CancelTarget,
     epoch: u64,
+    born: u64,
 }
 
 impl Opener {
@@ -129,7 +133,7 @@ impl Opener {
         let cancel = CancelTarget { address: self.address.clone(), process_id: greeted.process_id, key: greeted.key };
         let mut wire = Wire::new(stream);
         wire.keep(&greeted.rest);
-        Ok(Opened { wire, reported, cancel, epoch })
+        Ok(Opened { wire, reported, cancel, epoch, born: self.watch.samples_begun() })
     }
 
     /// Whether the server is on this machine, as far as its address says.
@@ -172,7 +176,7 @@ impl Opener {
 }
 
 impl Server {
-    pub(super) fn new(opened: Opened, slot: Slot, clock: &Clock) -> Self {
+    pub(super) fn new(opened: Opened, clock: &Clock) -> Self {
         let now = clock.now();
         Self {
             wire: opened.wire,
@@ -182,11 +186,18 @@ impl Server {
             reported: opened.reported,
             applied: Settings::default(),
             dirty: false,
+            has_rules: false,
+            born: opened.born,
             control: Arc::new(Control::new(opened.epoch)),
             cancel: Arc::new(opened.cancel),
             opened: now,
             idle_since: now,
-            _slot: slot,
+            _slot: None,
         }
+    }
+
+    /// It takes this place in its pool.
+    pub(super) fn placed(self, slot: Slot) -> Self {
+        Self { _slot: Some(slot), ..self }
     }
 }

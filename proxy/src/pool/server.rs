@@ -35,6 +35,10 @@ pub(crate) struct Server {
     pub(crate) applied: Settings,
     /// It holds state of a session that is not tracked: it is reset before the next session.
     pub(crate) dirty: bool,
+    /// Its database has rules other than those of views: a statement may bring more results by simple query than otherwise.
+    pub(crate) has_rules: bool,
+    /// How many of the monitor's readings had begun when it had logged in: a later one is of the node's same life.
+    pub(crate) born: u64,
     /// What others may do to it while it is borrowed.
     pub(crate) control: Arc<Control>,
     /// Where a cancel request for it goes.
@@ -44,7 +48,7 @@ pub(crate) struct Server {
     /// When it was given back last (housekeeping's clock).
     pub(crate) idle_since: Moment,
     /// The place that it takes in its pool; given up with it.
-    pub(super) _slot: Slot,
+    pub(super) _slot: Option<Slot>,
 }
 
 impl Server {

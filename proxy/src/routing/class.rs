@@ -16,6 +16,8 @@ pub struct Class {
     pub reads_only: bool,
     /// What a comment `pgsteady.route=…` at its start or its end asks for.
     pub hint: Option<Route>,
+    /// It sets `synchronous_commit` below `on`, for the session or the transaction.
+    pub weakens_commits: bool,
     /// What it leaves behind in the server's session, in the order of execution.
     pub effects: Effects,
     /// The statements of a [`Kind::Several`], in order; else empty.
@@ -168,7 +170,7 @@ impl Class {
     }
 
     pub(super) const fn of(kind: Kind) -> Self {
-        Self { kind, reads_only: false, hint: None, effects: Few::none(), parts: Few::none() }
+        Self { kind, reads_only: false, hint: None, weakens_commits: false, effects: Few::none(), parts: Few::none() }
     }
 
     /// What the shared parts of it weigh in a cache, about; in bytes.

@@ -127,6 +127,7 @@ fn joined(mut classes: Vec<Class>) -> Class {
     let mut class = Class::of(Kind::Several);
     let ends = |part: &Class| matches!(part.kind, Kind::Commit { .. } | Kind::Rollback { .. });
     class.reads_only = classes.iter().all(|part| part.reads_only || ends(part));
+    class.weakens_commits = classes.iter().any(|part| part.weakens_commits);
     class.effects = classes.iter().flat_map(|part| part.effects.iter().cloned()).collect();
     class.parts = classes.into_iter().collect();
     class

@@ -34,11 +34,19 @@ fn own_text<'t>(raw: &RawStmt, text: &'t str) -> Option<&'t str> {
 
 fn class(node: &NodeEnum, text: &str, functions: &Functions) -> Class {
     let words = Shape::of(text.as_bytes(), functions).session;
-    let mut statement = Statement { functions, text, local_set_config: 0, effects: Vec::new(), reads_only: false };
+    let mut statement = Statement {
+        functions,
+        text,
+        local_set_config: 0,
+        effects: Vec::new(),
+        reads_only: false,
+        weakens_commits: false,
+    };
     let kind = statement.kind(node);
     statement.pins(&kind, words);
     let mut class = Class::of(kind);
     class.reads_only = statement.reads_only;
+    class.weakens_commits = statement.weakens_commits;
     class.effects = statement.effects.into_iter().collect();
     class
 }
@@ -48,6 +56,7 @@ struct Statement<'t> {
     functions: &'t Functions,
     text: &'t str,
     reads_only: bool,
+    weakens_commits: bool,
     effects: Vec<Effect>,
     /// Calls of `set_config` that hold for the transaction only.
     local_set_config: usize,
@@ -71,6 +80,7 @@ impl Statement<'_> {
             NodeEnum::TransactionStmt(transaction) => self.transaction(transaction),
             NodeEnum::VariableSetStmt(set) => {
                 let (kind, effects) = settings::set(set, self.text);
+                self.weakens_commits = settings::weakens_commits(set);
                 self.effects = effects;
                 kind
             }
@@ -82,6 +92,7 @@ impl Statement<'_> {
         let mut proof = Proof::new(self.functions);
         self.reads_only = proof.select(select);
         self.local_set_config += proof.local_set_config;
+        self.weakens_commits |= proof.weakens_commits;
         self.effects.extend(settings::set_config(select));
         match leftmost(select).into_clause.as_deref() {
             Some(into) => {

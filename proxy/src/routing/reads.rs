@@ -46,11 +46,13 @@ pub(super) struct Proof<'f> {
     pub(super) writes: bool,
     /// Calls of `set_config` that surely hold for the transaction only.
     pub(super) local_set_config: usize,
+    /// One sets `synchronous_commit` below `on`.
+    pub(super) weakens_commits: bool,
 }
 
 impl<'f> Proof<'f> {
     pub(super) fn new(functions: &'f Functions) -> Self {
-        Self { functions, writes: false, local_set_config: 0 }
+        Self { functions, writes: false, local_set_config: 0, weakens_commits: false }
     }
 
     /// Whether this query only reads. It is walked to its end in any case, for what else it is asked.
@@ -170,6 +172,10 @@ impl<'f> Proof<'f> {
         let Some(name) = builtin_name(call) else { return false };
         if name == "set_config" && is_true(call.args.get(2)) {
             self.local_set_config += 1;
+        }
+        if let ("set_config", Some(setting), Some(value)) = (name, string(call.args.first()), string(call.args.get(1)))
+        {
+            self.weakens_commits |= super::settings::is_weak_commit(setting, value);
         }
         let shows = name == "current_setting" && string(call.args.first()).is_some_and(shows_the_same);
         (shows || self.functions.knows(name)) && arguments && window

@@ -5,6 +5,7 @@ use pg_query::{Node, NodeEnum};
 
 use super::reads::{boolean, builtin_name, string};
 use super::{Change, Effect, Kind, SettingChange};
+use crate::settings::is_below_on;
 
 /// What a SET or RESET is, and what it leaves. `text` is the statement itself: it makes the setting again.
 pub(super) fn set(statement: &VariableSetStmt, text: &str) -> (Kind, Vec<Effect>) {
@@ -24,6 +25,23 @@ pub(super) fn set(statement: &VariableSetStmt, text: &str) -> (Kind, Vec<Effect>
         VariableSetKind::VarSetMulti => (Kind::Set { local: true }, Vec::new()), // SET TRANSACTION
         VariableSetKind::VarSetCurrent | VariableSetKind::Undefined => (Kind::Unknown, Vec::new()), // refused here
     }
+}
+
+/// Whether a SET lets commits be acknowledged that no standby has flushed.
+pub(super) fn weakens_commits(statement: &VariableSetStmt) -> bool {
+    let [Node { node: Some(NodeEnum::AConst(value)) }] = statement.args.as_slice() else { return false };
+    let value = match &value.val {
+        Some(a_const::Val::Sval(word)) => word.sval.clone(),
+        Some(a_const::Val::Ival(number)) => number.ival.to_string(),
+        Some(a_const::Val::Boolval(value)) => value.boolval.to_string(),
+        _ => return false,
+    };
+    is_weak_commit(&statement.name, &value)
+}
+
+/// Whether a setting is `synchronous_commit`, and the value is below `on`.
+pub(super) fn is_weak_commit(name: &str, value: &str) -> bool {
+    name.eq_ignore_ascii_case("synchronous_commit") && is_below_on(value)
 }
 
 fn setting(name: &str, change: Change, local: bool) -> Effect {

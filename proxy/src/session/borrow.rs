@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use pgwire::conversation::{Asker, Request, TransactionStatus};
+use pgwire::conversation::TransactionStatus;
 use pgwire::frontend::write_query;
 use pgwire::report::Report;
 use pgwire::{backend, frame, frontend, sqlstate};
@@ -235,12 +235,13 @@ impl Session {
                 server.unnamed = None;
             }
             let failed = self.lost == Lost::Told;
-            match timeout(OWN_ROUND_TRIP, round_trip(server, &out, asked)).await {
-                Ok(Ok(None)) => {}
-                Ok(Ok(Some(_))) if failed => {} // it was to fail
-                Ok(Ok(Some(body))) => {
-                    self.drop_server();
-                    return Err(NoServer::Words(body));
+            match timeout(OWN_ROUND_TRIP, server.round_trip(&out, asked)).await {
+                Ok(Ok(_)) if failed => {} // it was to fail
+                Ok(Ok(answers)) => {
+                    if let Some(body) = answers.failed {
+                        self.drop_server();
+                        return Err(NoServer::Words(body));
+                    }
                 }
                 Ok(Err(why)) => return Err(self.bring_failed(&why)),
                 Err(_) => return Err(self.bring_failed("it did not answer in time")),
@@ -274,7 +275,7 @@ impl Session {
     }
 
     /// Closes the server on loan.
-    fn drop_server(&mut self) {
+    pub(super) fn drop_server(&mut self) {
         if let Some(server) = self.server.take() {
             drop(server.into_server());
         }
@@ -294,8 +295,8 @@ impl Session {
             let mut out = BytesMut::new();
             write_query(&mut out, b"").expect(SHORT); // takes the interrupt of a late cancel request
             write_query(&mut out, if reset { b"DISCARD ALL" } else { b"" }).expect(SHORT);
-            let done = timeout(OWN_ROUND_TRIP, round_trip(&mut server, &out, 2)).await;
-            if !matches!(done, Ok(Ok(None))) {
+            let done = timeout(OWN_ROUND_TRIP, server.round_trip(&out, 2)).await;
+            if !matches!(done, Ok(Ok(answers)) if answers.failed.is_none()) {
                 drop(server.into_server());
                 return;
             }
@@ -311,7 +312,7 @@ impl Session {
     /// The client left in the middle: its query is stopped, and the place of its server is free once that is known.
     pub(super) fn abandon(&mut self) {
         let Some(server) = self.server.take() else { return };
-        let commits = self.units.commits() && self.entry.managed;
+        let commits = self.commits() && self.entry.managed;
         let target = server.cancel.clone();
         let quiet = server.conversation.quiet();
         tokio::spawn(async move {
@@ -401,46 +402,6 @@ fn make(out: &mut BytesMut, settings: &Settings, server: &Settings) -> usize {
     asked
 }
 
-/// Sends requests of our own to a server at rest and reads until as many ReadyForQuery came; the first error that came, if
-/// one did.
-async fn round_trip(server: &mut Server, out: &[u8], asked: usize) -> Result<Option<bytes::Bytes>, String> {
-    server.wire.out().extend_from_slice(out);
-    let lost = |error: std::io::Error| format!("the connection to PostgreSQL broke: {error}");
-    let mut left = asked;
-    let mut failed = None;
-    let mut scratch = vec![0; 8192];
-    while left > 0 {
-        let filled = poll_fn(|cx| {
-            if let Poll::Ready(Err(error)) = server.wire.poll_flush(cx) {
-                return Poll::Ready(Err(error));
-            }
-            server.wire.poll_fill(cx, &mut scratch)
-        });
-        let input = match filled.await.map_err(lost)? {
-            Filled::Scratch(length) => BytesMut::from(&scratch[..length]),
-            Filled::Large(input) => input,
-            Filled::End => return Err("PostgreSQL closed the connection".into()),
-        };
-        let mut rest = &input[..];
-        while let Some(frame::Frame { tag, body, rest: behind }) =
-            frame::split(rest).map_err(|error| error.to_string())?
-        {
-            rest = behind;
-            match tag {
-                b'Z' => {
-                    left = left.saturating_sub(1);
-                    server.note_status(body)?;
-                }
-                b'S' => server.note_parameter(body)?,
-                b'E' if failed.is_none() => failed = Some(bytes::Bytes::copy_from_slice(body)),
-                _ => {}
-            }
-        }
-        server.wire.keep(rest);
-    }
-    Ok(failed)
-}
-
 /// Reads until nothing is owed, or the server goes away.
 async fn until_quiet(server: &mut Server) -> Result<(), String> {
     let mut scratch = vec![0; 8192];
@@ -472,19 +433,5 @@ async fn until_quiet(server: &mut Server) -> Result<(), String> {
 pub(super) fn welcome(out: &mut BytesMut, reported: &Reported) {
     for (name, value) in reported.iter() {
         let _ = backend::write_parameter_status(out, name.as_bytes(), value.as_bytes());
-    }
-}
-
-impl Server {
-    fn note_status(&mut self, body: &[u8]) -> Result<(), String> {
-        // The conversation did not see these requests; its status has to follow all the same.
-        let _ = self.conversation.sent(Request::Sync, Asker::Ours, None);
-        self.conversation.received(b'Z', body, &mut |_, _| {}).map(drop).map_err(|error| error.to_string())
-    }
-
-    fn note_parameter(&mut self, body: &[u8]) -> Result<(), String> {
-        let (name, value) = backend::parameter_status(body).map_err(|error| error.to_string())?;
-        self.reported.set(&String::from_utf8_lossy(name), &String::from_utf8_lossy(value));
-        Ok(())
     }
 }

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::borrow::{NoServer, welcome};
 use super::card::Card;
-use super::{Asked, Session, Skip, pass_on, say};
+use super::{Asked, Session, Skip, pass_on, say, weak};
 use crate::auth::{self, Claim, Identity, Place};
 use crate::config;
 use crate::entry::Entry;
@@ -243,6 +243,9 @@ impl Session {
             Ok(settings) => settings,
             Err(report) => return Err(Refused::Told(Box::new(wire), report)),
         };
+        if let Some(report) = weak::refusal_at_login(&entry, &identity.user, &settings) {
+            return Err(Refused::Told(Box::new(wire), Box::new(report)));
+        }
         let card = Card::new(worker.shared.clock.clone());
         worker.enrol(&card);
         Ok(Self {
@@ -266,6 +269,11 @@ impl Session {
             instead: BytesMut::new(),
             answers_are_due: false,
             not_replicated: false,
+            doubt: super::Doubt::Nothing,
+            apart: false,
+            held: BytesMut::new(),
+            held_goes: false,
+            weak_reported: false,
             last_words: None,
             names: super::Names::default(),
             portals: super::Portals::default(),
@@ -389,6 +397,7 @@ fn opener(
         connect_timeout: limits.server_connect_timeout,
         idle_timeout: limits.server_idle_timeout.unwrap_or(Duration::MAX),
         lifetime: limits.server_lifetime.unwrap_or(Duration::MAX),
+        survey: entry.managed.then_some(entry.synchronous_commit),
         clock: shared.clock.clone(),
         hashing: shared.hashing.clone(),
         failure: std::sync::Mutex::default(),

@@ -11,7 +11,9 @@ use pgwire::frontend::write_query;
 use pgwire::report::Report;
 use pgwire::sqlstate;
 
+use super::doubt::Owed;
 use super::requests::{Frame, SHORT};
+use super::resolve::Ended;
 use super::turn::{End, Turn};
 use super::units::Danger;
 use super::{Asked, Mode, Session, Skip, say};
@@ -36,46 +38,73 @@ pub(super) enum Lost {
 
 impl Session {
     /// The server on loan is lost.
-    pub(super) fn lose_server(&mut self, why: &str) -> Result<(), End> {
+    pub(super) async fn lose_server(&mut self, why: &str) -> Result<(), End> {
         let Some(server) = self.server.take() else { return Ok(()) };
         let status = server.conversation.status();
         let (server, _pool) = server.into_server();
         drop(server);
         self.cancel.end();
-        self.cancel.shield(false);
         self.card.idle();
         self.entry.suspect(self.node);
         tracing::info!(session = %self.name(), node = self.node, why, "a server was lost");
         if std::mem::take(&mut self.server_passes) > 0 {
             return Err(End::ClientGone); // it has half of a message, and cannot be told anything any more
         }
-        let kept_state = self.mode == Mode::Session || self.pinned.take().is_some();
-        let in_transaction = status != TransactionStatus::Idle;
+        let mut kept_state = self.mode == Mode::Session || self.pinned.take().is_some();
+        let mut in_transaction = status != TransactionStatus::Idle;
         self.names.forget_pending();
         self.effects.clear();
         self.forget_settings_of_transaction();
         self.login.forget();
         self.portals.clear();
-        let commits = self.units.commits();
-        let (units, open) = self.units.take();
+        (self.not_replicated, self.apart, self.held_goes) = (false, false, false);
+        let (mut units, mut open) = self.units.take();
+        let resolved = self.resolve().await?;
+        self.cancel.shield(false);
+        self.lost = Lost::No;
+        if let Some(end) = resolved {
+            in_transaction = self.tell_end(&end, !units.is_empty(), why);
+            kept_state &= end.is_good();
+            if units.pop_front().is_none() {
+                open = None;
+            }
+        }
         if units.is_empty() && open.is_none() {
             if in_transaction || kept_state {
                 self.lost = Lost::Untold { in_transaction, why: why.to_owned() };
             }
             return Ok(());
         }
-        self.tell_lost(units.into(), open, in_transaction, commits, why);
+        self.tell_lost(units.into(), open, in_transaction, why);
         Ok(())
     }
 
-    fn tell_lost(
-        &mut self,
-        units: Vec<Danger>,
-        open: Option<Danger>,
-        mut in_transaction: bool,
-        commits: bool,
-        why: &str,
-    ) {
+    /// Tells what became of the commit that stood first; whether a transaction is open behind it, which is lost.
+    fn tell_end(&mut self, end: &Ended, with_sync: bool, why: &str) -> bool {
+        let held = std::mem::take(&mut self.held);
+        let out = self.client.out();
+        let mut chain = false;
+        match end {
+            Ended::Told { chain: behind } => chain = *behind,
+            Ended::Committed(Owed::Held) => out.extend_from_slice(&held),
+            Ended::Committed(Owed::Nothing) => {}
+            Ended::Committed(Owed::Commit { chain: behind }) => {
+                backend::write_command_complete(out, "COMMIT").expect(SHORT);
+                chain = *behind;
+            }
+            Ended::RolledBack => say(out, &rolled_back(why)),
+            Ended::Unknown(because) => say(out, &unknown(&format!("{why}; {because}"))),
+        }
+        if with_sync {
+            out.extend_from_slice(&backend::write_ready_for_query(status(chain)));
+        } else if !end.is_good() {
+            self.skip = Skip::ToSync;
+        }
+        chain
+    }
+
+    fn tell_lost(&mut self, units: Vec<Danger>, open: Option<Danger>, mut in_transaction: bool, why: &str) {
+        let commits = units.iter().chain(&open).any(|danger| *danger == Danger::Commit);
         // A client may not look at the answer to what executes nothing: drivers close statements and forget about it.
         let told = units.iter().chain(&open).any(|danger| *danger > Danger::Harmless);
         let out = self.client.out();
@@ -153,15 +182,23 @@ fn status(in_transaction: bool) -> TransactionStatus {
 }
 
 fn report(danger: Danger, in_transaction: bool, commits: bool, why: &str) -> Report {
-    if commits || (danger == Danger::Write && !in_transaction) {
-        let text = "the server was lost while it committed; it is not known whether the transaction was committed";
-        Report::error(sqlstate::TRANSACTION_RESOLUTION_UNKNOWN, text).detail(why)
-    } else {
-        let text = "the server was lost, and the transaction was rolled back with it";
-        Report::error(sqlstate::SERIALIZATION_FAILURE, text)
-            .detail(why)
-            .hint("It is safe to run the transaction again.")
-    }
+    if commits || (danger == Danger::Write && !in_transaction) { unknown(why) } else { rolled_back(why) }
+}
+
+fn unknown(why: &str) -> Report {
+    let text = "the server was lost while it committed; it is not known whether the transaction was committed";
+    Report::error(sqlstate::TRANSACTION_RESOLUTION_UNKNOWN, text).detail(why)
+}
+
+fn rolled_back(why: &str) -> Report {
+    let text = "the server was lost, and the transaction was rolled back with it";
+    Report::error(sqlstate::SERIALIZATION_FAILURE, text).detail(why).hint("It is safe to run the transaction again.")
+}
+
+/// What is said in place of an acknowledgement that is worth nothing.
+pub(super) fn not_replicated() -> Report {
+    let text = "the commit was cancelled while it waited for a standby; it is not known whether it will last";
+    Report::error(sqlstate::TRANSACTION_RESOLUTION_UNKNOWN, text)
 }
 
 fn state_lost(why: &str) -> Report {

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 mod borrow;
 mod card;
+mod doubt;
 mod effects;
 mod greet;
 mod login;
@@ -22,11 +23,14 @@ mod lost;
 pub(crate) mod note;
 mod replies;
 mod requests;
+mod resolve;
 mod statements;
 mod turn;
 mod units;
+mod weak;
 
 pub(crate) use card::{Card, State};
+pub(crate) use doubt::questions;
 pub(crate) use greet::serve_client;
 pub(crate) use statements::{Interned, Statement};
 
@@ -39,6 +43,7 @@ use crate::settings::{Reported, Settings};
 use crate::wire::Wire;
 use crate::worker::Worker;
 use borrow::NoServer;
+use doubt::Doubt;
 use effects::Portals;
 use login::Login;
 use lost::Lost;
@@ -122,6 +127,15 @@ pub(crate) struct Session {
     answers_are_due: bool,
     /// The commit in work was not confirmed by a standby.
     not_replicated: bool,
+    /// What is known of the commit in work.
+    doubt: Doubt,
+    /// A simple query was sent as extended requests: what a simple query would not bring does not pass.
+    apart: bool,
+    /// What of its answers waits for its place.
+    held: bytes::BytesMut,
+    /// Now is the place: it goes out before the server's message in work.
+    held_goes: bool,
+    weak_reported: bool,
     /// What the server said last before it went away.
     last_words: Option<String>,
 
@@ -155,7 +169,7 @@ impl Session {
                 },
                 Turn::Bring => self.bring().await,
                 Turn::Restore => self.restore().await,
-                Turn::Lost(why) => self.lose_server(&why).map_err(NoServer::End),
+                Turn::Lost(why) => self.lose_server(&why).await.map_err(NoServer::End),
                 Turn::Recover => {
                     self.recover();
                     Ok(())

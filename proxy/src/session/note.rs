@@ -27,6 +27,10 @@ pub(crate) enum About {
     Duplicate,
     /// A statement with effects on the session: the oldest of those that the session keeps.
     Effects,
+    /// Our question for the transaction id.
+    Xid,
+    /// A request that stands for one that is refused: its error is told as that.
+    Weak,
 }
 
 impl About {

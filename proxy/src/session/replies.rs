@@ -7,9 +7,11 @@ use pgwire::conversation::{Fate, Outcome, TransactionStatus};
 use pgwire::report::{Report, View};
 use pgwire::{backend, frame, sqlstate};
 
+use super::doubt::Doubt;
+use super::lost::not_replicated;
 use super::note::{About, Note};
-use super::requests::SHORT;
 use super::turn::{End, Released, Turn};
+use super::weak::weak_commit;
 use super::{Mode, Session};
 use crate::error::Denial;
 use crate::routing::Class;
@@ -36,7 +38,15 @@ impl Session {
             }
             match self.server_frame(&input[at..]) {
                 Ok(None) => break Ok(()),
-                Ok(Some((length, true))) => at += length,
+                Ok(Some((length, true))) => {
+                    if self.held_goes {
+                        self.held_goes = false;
+                        self.client.out().extend_from_slice(&input[from..at]);
+                        self.client.out().unsplit(std::mem::take(&mut self.held));
+                        from = at;
+                    }
+                    at += length;
+                }
                 Ok(Some((length, false))) => {
                     // Something else was, or will be, written in its place.
                     let instead = std::mem::take(&mut self.instead);
@@ -67,7 +77,7 @@ impl Session {
             .ok_or_else(|| format!("PostgreSQL sent an unknown message type \"{}\"", header.tag.escape_ascii()))?;
         frame::within(header, allowed).map_err(|error| error.to_string())?;
         let in_parts = matches!(header.tag, b'D' | b'd' | b'T' | b'V' | b't' | b'A');
-        if input.len() < header.length && !in_parts {
+        if input.len() < header.length && (!in_parts || self.wants_whole(header.tag)) {
             return if header.length > MAX_HELD_BYTES {
                 Err("PostgreSQL sent a message that is too long".into())
             } else {
@@ -83,6 +93,13 @@ impl Session {
         Ok(Some((arrived, passes)))
     }
 
+    /// Messages that are looked into, though others of their kind pass in parts.
+    #[cold]
+    fn wants_whole(&self, tag: u8) -> bool {
+        let ours = || self.server.as_ref().is_some_and(|server| server.conversation.ours_in_front());
+        (tag == b'T' && self.apart) || (tag == b'D' && ours())
+    }
+
     /// Whether one message passes to the client.
     fn server_message(&mut self, tag: u8, body: &[u8]) -> Result<bool, String> {
         let Some(server) = self.server.as_mut() else { return Err("a message without a server".into()) };
@@ -94,39 +111,45 @@ impl Session {
             .map_err(|desync| format!("the connection to PostgreSQL is out of step: {desync}"))?;
         self.answers_are_due = tag != b'D' && tag != b'd';
         if tag == b'D' || tag == b'd' {
+            if fate == Fate::Swallow {
+                self.take_xid(body);
+            }
+            self.held_goes = !self.held.is_empty() && fate == Fate::Forward;
             return Ok(fate == Fate::Forward);
         }
-        let duplicate = settled.settle(self);
+        let failed = settled.settle(self);
         match tag {
+            b'T' | b'n' if fate == Fate::Forward => return Ok(self.answer_apart(tag, body)),
             b'S' => self.parameter_status(body)?,
             b'N' if self.entry.managed && View::new(body).is_commit_not_replicated() => {
                 self.not_replicated = true;
                 return Ok(false);
             }
-            b'C' => {
+            b'C' if fate == Fate::Forward => {
                 self.note_tag(body);
-                if std::mem::take(&mut self.not_replicated) {
-                    let text =
-                        "the commit was cancelled while it waited for a standby; it is not known whether it will last";
-                    Report::error(sqlstate::TRANSACTION_RESOLUTION_UNKNOWN, text)
-                        .write(&mut self.instead)
-                        .expect(SHORT);
+                let passes = self.answer_to_commit(tag, body);
+                if self.not_replicated && !self.apart {
+                    self.not_replicated = false;
+                    self.instead.clear();
+                    super::say(&mut self.instead, &not_replicated());
                     return Ok(false);
                 }
+                return Ok(passes);
             }
-            b'E' if duplicate => {
-                let text =
-                    "prepared statement already exists, or the prepared statements of this session are too large";
-                Report::error(sqlstate::DUPLICATE_PREPARED_STATEMENT, text).write(&mut self.instead).expect(SHORT);
-                return Ok(false);
-            }
+            b'E' if failed.is_some() => return Ok(self.failed_for(failed, fate, body)),
             // The server's end is not the client's: it is told what became of its transaction, and stays.
             b'E' if fate == Fate::Forward && View::new(body).is_fatal() => {
                 self.server_error(body);
                 return Err(self.farewell());
             }
-            b'E' if fate == Fate::Forward => self.server_error(body),
+            b'E' if fate == Fate::Forward => {
+                self.server_error(body);
+                self.answer_to_commit(tag, body);
+            }
             b'Z' => {
+                if fate == Fate::Forward {
+                    self.unit_ends();
+                }
                 self.transaction_may_have_ended();
                 if self.mode == Mode::Statement && self.in_transaction() {
                     self.card.send_away(Denial::TransactionBlock);
@@ -137,6 +160,43 @@ impl Session {
             _ => {}
         }
         Ok(fate == Fate::Forward)
+    }
+
+    /// An error to a request that stands for another one, or to a question of ours.
+    #[cold]
+    fn failed_for(&mut self, failed: Option<About>, fate: Fate, body: &[u8]) -> bool {
+        let report = match failed {
+            Some(About::Duplicate) => {
+                let text =
+                    "prepared statement already exists, or the prepared statements of this session are too large";
+                Report::error(sqlstate::DUPLICATE_PREPARED_STATEMENT, text)
+            }
+            Some(About::Weak) => weak_commit(),
+            _ if fate == Fate::Swallow => {
+                self.refuse_commit(body);
+                return false;
+            }
+            _ => {
+                self.held.clear();
+                self.doubt = Doubt::Answered { chain: false };
+                match self.refusal(body) {
+                    Some(report) => report,
+                    None => return true,
+                }
+            }
+        };
+        super::say(&mut self.instead, &report);
+        false
+    }
+
+    /// At ReadyForQuery: what was held back goes out now, unless the commit is worth nothing.
+    fn unit_ends(&mut self) {
+        self.apart = false;
+        if std::mem::take(&mut self.not_replicated) {
+            self.held.clear();
+            super::say(&mut self.held, &not_replicated());
+        }
+        self.held_goes = !self.held.is_empty();
     }
 
     /// Sends the replies of our own whose turn has come.
@@ -207,6 +267,7 @@ impl Session {
         self.card.rest(server.conversation.quiet());
         if server.conversation.status() == TransactionStatus::Idle {
             self.settle_settings();
+            self.units.transaction_ended();
             if std::mem::take(&mut self.rolled_back) {
                 self.login.forget(); // what it reset is as it was
             }
@@ -221,7 +282,7 @@ impl Session {
     /// Cancel requests are kept from a server on which a commit is under way, where a standby has to confirm it.
     pub(super) fn shield(&mut self) {
         if self.entry.managed {
-            self.cancel.shield(self.units.commits());
+            self.cancel.shield(self.commits());
         }
     }
 
@@ -275,25 +336,39 @@ impl Settled {
         }
     }
 
-    /// Carries it over to the session; whether an error has to be told as a duplicate name.
-    fn settle(self, session: &mut Session) -> bool {
+    /// Carries it over to the session; what failed, if the error to it is not simply passed on.
+    fn settle(self, session: &mut Session) -> Option<About> {
         for _ in 0..self.units {
             session.units.settle();
+            session.doubt = Doubt::Nothing;
         }
-        let mut duplicate = false;
+        let mut failed = None;
         for (about, outcome) in self.first.into_iter().chain(self.more) {
-            duplicate |= about == About::Duplicate && outcome == Outcome::Failed;
+            if outcome == Outcome::Failed && session.has_words_for(about) {
+                failed = Some(about);
+            }
             session.settle(about, outcome);
         }
-        duplicate
+        failed
     }
 }
 
 impl Session {
+    /// Whether an error to this is told in other words, or later.
+    fn has_words_for(&self, about: About) -> bool {
+        match about {
+            About::Duplicate | About::Weak | About::Xid => true,
+            About::Ours(number) => self.doubt.is_asked_by(number),
+            _ => false,
+        }
+    }
+
     fn settle(&mut self, about: About, outcome: Outcome) {
         let done = outcome == Outcome::Done;
         match about {
-            About::Nothing | About::Duplicate => {}
+            About::Nothing | About::Duplicate | About::Weak => {}
+            About::Xid if !done => self.xid_not_told(),
+            About::Xid => {}
             About::Name(number) => {
                 self.names.settle(outcome);
                 self.forget_unless(done, number);

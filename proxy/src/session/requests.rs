@@ -25,14 +25,14 @@ const PART_BYTES: usize = SCRATCH_BYTES / 2;
 pub(super) const SHORT: &str = "our own messages are short";
 
 /// A stretch of input that passes unchanged, and is handed over as one.
-struct Passing<'b> {
+pub(super) struct Passing<'b> {
     input: &'b [u8],
     from: usize,
 }
 
 impl Passing<'_> {
     /// Everything before `at` goes out now; what follows is written by somebody else, and passing goes on at `next`.
-    fn cut(&mut self, at: usize, next: usize, out: &mut BytesMut) {
+    pub(super) fn cut(&mut self, at: usize, next: usize, out: &mut BytesMut) {
         out.extend_from_slice(&self.input[self.from..at]);
         self.from = next;
     }
@@ -42,8 +42,8 @@ impl Passing<'_> {
 pub(super) struct Frame<'b> {
     pub(super) tag: u8,
     /// Where it begins and ends in the input; the end may lie beyond what has arrived.
-    at: usize,
-    end: usize,
+    pub(super) at: usize,
+    pub(super) end: usize,
     /// Without tag and length, as far as it has arrived.
     pub(super) body: &'b [u8],
     pub(super) whole: bool,
@@ -53,7 +53,7 @@ fn violation(what: impl Into<String>) -> Turn {
     Turn::End(End::Violation(what.into()))
 }
 
-fn too_much(error: TooMuchOwed) -> Turn {
+pub(super) fn too_much(error: TooMuchOwed) -> Turn {
     violation(error.to_string())
 }
 
@@ -150,8 +150,8 @@ impl Session {
             b'B' => self.bind(passing, frame),
             b'D' => self.describe(passing, frame),
             b'C' => self.close(passing, frame),
-            b'E' => self.execute(frame),
-            b'S' => self.sync(),
+            b'E' => self.execute(passing, frame),
+            b'S' => self.sync(passing, frame),
             b'H' => self.ask(Request::Flush, None),
             b'F' => {
                 self.units.begin(Danger::Write);
@@ -166,11 +166,11 @@ impl Session {
         }
     }
 
-    fn loan(&mut self) -> &mut Server {
+    pub(super) fn loan(&mut self) -> &mut Server {
         self.server.as_mut().expect("messages are handled only with a server on loan")
     }
 
-    fn ask(&mut self, request: Request, note: Option<Note>) -> Result<(), Turn> {
+    pub(super) fn ask(&mut self, request: Request, note: Option<Note>) -> Result<(), Turn> {
         self.loan().conversation.sent(request, Asker::Client, note).map_err(too_much)
     }
 
@@ -189,6 +189,20 @@ impl Session {
             {
                 return Ok(());
             }
+        }
+        if class.weakens_commits && self.refuses_weak_commits() {
+            self.units.begin(Danger::Read);
+            self.refuse(passing, frame)?;
+            self.loan().wire.out().extend_from_slice(&frontend::SYNC);
+            self.units.finish();
+            return self.ask(Request::Sync, Some(About::Nothing.unit()));
+        }
+        match class.kind {
+            Kind::Commit { chain } => self.before_commit_query(passing, frame.at, chain)?,
+            Kind::Write if frame.whole && self.goes_apart(&class, text(frame.body)?) => {
+                return self.query_apart(passing, frame, &class);
+            }
+            _ => {}
         }
         self.units.begin(Danger::of(&class));
         self.units.finish();
@@ -226,7 +240,10 @@ impl Session {
     fn parse(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
         let parse = frontend::Parse::read(frame.body).map_err(|error| violation(error.to_string()))?;
         let class = self.class_of_text(parse.text);
-        self.units.begin(Danger::Harmless);
+        self.open_unit(Danger::Harmless);
+        if class.weakens_commits && self.refuses_weak_commits() {
+            return self.refuse(passing, frame);
+        }
         if self.mode == Mode::Session {
             self.note_parsed(class);
             return self.ask(Request::Parse, None);
@@ -263,12 +280,12 @@ impl Session {
     fn bind(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
         let bind = frontend::Bind::read(frame.body).map_err(|error| violation(error.to_string()))?;
         if self.mode == Mode::Session {
-            self.units.begin(Danger::Write);
+            self.open_unit(Danger::Write);
             return self.ask(Request::Bind, None);
         }
         let (portal, name) = (bind.portal, bind.statement);
         let class = self.class_of(name);
-        self.units.begin(Danger::Harmless);
+        self.open_unit(Danger::Harmless);
         self.portals.bind(portal, class);
         let Some(server_name) = self.prepare_for(passing, frame, name)? else {
             return self.ask(Request::Bind, None);
@@ -284,7 +301,7 @@ impl Session {
 
     fn describe(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
         let target = Target::read(frame.body).map_err(|error| violation(error.to_string()))?;
-        self.units.begin(Danger::Harmless);
+        self.open_unit(Danger::Harmless);
         let request = Request::Describe { statement: matches!(target, Target::Statement(_)) };
         if self.mode != Mode::Session
             && let Target::Statement(name) = target
@@ -337,7 +354,7 @@ impl Session {
 
     fn close(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
         let target = Target::read(frame.body).map_err(|error| violation(error.to_string()))?;
-        self.units.begin(Danger::Harmless);
+        self.open_unit(Danger::Harmless);
         let Target::Statement(name) = target else { return self.ask(Request::Close, None) };
         if self.mode == Mode::Session {
             return self.ask(Request::Close, None);
@@ -358,15 +375,21 @@ impl Session {
         Ok(())
     }
 
-    fn execute(&mut self, frame: &Frame<'_>) -> Result<(), Turn> {
+    fn execute(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
         let portal = frontend::Execute::read(frame.body).map_err(|error| violation(error.to_string()))?.portal;
         let class = self.portals.get(portal);
+        self.open_unit(Danger::Harmless);
+        if let Kind::Commit { chain } = class.kind {
+            self.before_commit_execute(passing, frame.at, chain)?;
+        }
         self.units.begin(Danger::of(&class));
+        self.units.executes(&class.kind);
         let about = if self.mode == Mode::Session { self.resets_of_parsed() } else { self.effects_of(&class) };
         self.ask(Request::Execute, Some(about.note()))
     }
 
-    fn sync(&mut self) -> Result<(), Turn> {
+    fn sync(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
+        self.before_sync(passing, frame.at)?;
         self.units.begin(Danger::Harmless);
         self.units.finish();
         self.shield();
@@ -392,7 +415,7 @@ impl Session {
 }
 
 /// Gives a server a statement that it lacks, on our own account.
-fn hold(server: &mut Server, statement: &Statement, limit: usize) -> Result<(), Turn> {
+pub(super) fn hold(server: &mut Server, statement: &Statement, limit: usize) -> Result<(), Turn> {
     if server.prepared.touch(statement.number) {
         return Ok(());
     }

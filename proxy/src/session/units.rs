@@ -48,6 +48,10 @@ pub(super) struct Units {
     sent: VecDeque<Danger>,
     /// The one that no Sync has ended yet.
     open: Option<Danger>,
+    /// Something in the open one is more than a query or a change of rows.
+    special: bool,
+    /// The transaction has written, or may have.
+    wrote: bool,
 }
 
 impl Units {
@@ -55,12 +59,54 @@ impl Units {
     #[inline]
     pub(super) fn begin(&mut self, danger: Danger) {
         self.open = Some(self.open.map_or(danger, |open| open.max(danger)));
+        self.wrote |= danger >= Danger::Write;
+    }
+
+    /// What was executed in it is of this kind.
+    #[inline]
+    pub(super) fn executes(&mut self, kind: &Kind) {
+        self.special |= !matches!(kind, Kind::Write | Kind::Query | Kind::Set { .. } | Kind::Empty);
     }
 
     /// Query, FunctionCall or Sync: its ReadyForQuery is owed now.
     #[inline]
     pub(super) fn finish(&mut self) {
         self.sent.push_back(self.open.take().unwrap_or(Danger::Harmless));
+        self.special = false;
+    }
+
+    /// All that was asked and ended was answered.
+    #[inline]
+    pub(super) fn none_sent(&self) -> bool {
+        self.sent.is_empty()
+    }
+
+    /// No unit is open.
+    #[inline]
+    pub(super) fn is_closed(&self) -> bool {
+        self.open.is_none()
+    }
+
+    /// The open one does nothing worse.
+    pub(super) fn is_at_most(&self, danger: Danger) -> bool {
+        self.open.is_none_or(|open| open <= danger)
+    }
+
+    /// The open one writes, and does nothing but that and reading.
+    #[inline]
+    pub(super) fn writes_plainly(&self) -> bool {
+        self.open == Some(Danger::Write) && !self.special
+    }
+
+    /// Whether the transaction has written, or may have.
+    pub(super) fn wrote(&self) -> bool {
+        self.wrote
+    }
+
+    /// No transaction is open any more.
+    #[inline]
+    pub(super) fn transaction_ended(&mut self) {
+        self.wrote &= !(self.sent.is_empty() && self.open.is_none());
     }
 
     /// The oldest was answered, or will not be.
@@ -76,6 +122,7 @@ impl Units {
 
     /// Takes them all: those that owe a ReadyForQuery, and the open one.
     pub(super) fn take(&mut self) -> (VecDeque<Danger>, Option<Danger>) {
-        (std::mem::take(&mut self.sent), self.open.take())
+        let all = std::mem::take(self);
+        (all.sent, all.open)
     }
 }

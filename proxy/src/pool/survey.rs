@@ -1,0 +1,56 @@
+//! What a new server of a managed cluster is asked before anybody gets it: whether its commits wait for a standby, and whether its
+//! database has rules.
+
+use bytes::BytesMut;
+use pgwire::frontend::write_query;
+use pgwire::report::Report;
+use pgwire::sqlstate;
+
+use super::{Failure, Opener, Server};
+use crate::config::SynchronousCommit;
+use crate::settings::is_below_on;
+
+/// The system's own rules are not counted: those that add a result are on `pg_settings`.
+const QUESTION: &str = "SELECT pg_catalog.current_setting('synchronous_commit'), \
+ EXISTS (SELECT FROM pg_catalog.pg_rewrite WHERE ev_type <> '1' AND oid >= 16384)";
+
+impl Opener {
+    /// Asks; an error if nobody may have this server.
+    pub(super) async fn survey(&self, server: &mut Server) -> Result<(), Failure> {
+        let Some(policy) = self.survey else { return Ok(()) };
+        let mut out = BytesMut::new();
+        write_query(&mut out, QUESTION.as_bytes()).expect("it is short");
+        let asked = tokio::time::timeout(self.connect_timeout, server.round_trip(&out, 1)).await;
+        let unreachable = |why: &str| Failure::Unreachable(format!("{}: {why}", self.address));
+        let answers = match asked {
+            Ok(Ok(answers)) if answers.failed.is_none() => answers,
+            Ok(Ok(_)) => return Err(unreachable("it does not say what synchronous_commit is")),
+            Ok(Err(why)) => return Err(unreachable(&why)),
+            Err(_) => return Err(unreachable("it did not answer in time")),
+        };
+        server.has_rules = answers.column(1).as_deref() != Some("f");
+        let level = answers.column(0).unwrap_or_default();
+        match policy {
+            SynchronousCommit::Refuse if is_below_on(&level) => Err(Failure::Login(Box::new(self.too_weak(&level)))),
+            SynchronousCommit::Report if is_below_on(&level) => {
+                tracing::warn!(
+                    user = %self.user, database = %self.dbname, level,
+                    "synchronous_commit is below \"on\" from the login on: acknowledged commits can be lost in a failover"
+                );
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn too_weak(&self, level: &str) -> Report {
+        let text =
+            format!("synchronous_commit is \"{level}\" for role \"{}\" in database \"{}\"", self.user, self.dbname);
+        Report::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, text)
+            .detail("No standby has to confirm such commits: they are acknowledged, and lost in a failover.")
+            .hint(
+                "ALTER ROLE … RESET synchronous_commit (or ALTER DATABASE, ALTER SYSTEM), or set synchronous_commit = \
+                 \"report\" or \"allow\" for this database in pgsteady's configuration.",
+            )
+    }
+}

@@ -1,0 +1,224 @@
+//! A commit whose answer was lost is looked up on the primary that there is now.
+//!
+//! Transaction ids are used again: after a failover those that the new primary never heard of, after a crash those that were
+//! not flushed. So an id is compared with the first one of the reign that followed its own, and only if it is older,
+//! what PostgreSQL says of it is the truth. Within the same reign (only the connection was lost) the question has to be asked
+//! in it too, and nothing counts as committed before a write behind it has been confirmed by the standbys.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use pgwire::frontend::write_query;
+use tokio::time::{Instant, sleep, timeout_at};
+use topology::Reign;
+
+use super::borrow::NoServer;
+use super::doubt::{Commit, Doubt, Owed};
+use super::requests::SHORT;
+use super::turn::End;
+use super::{Asked, Session};
+use crate::routing::Route;
+
+/// Between two questions after the same transaction.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// A write that waits for the standbys.
+const BARRIER: &str = "BEGIN READ WRITE; SET LOCAL statement_timeout = 0; SET LOCAL synchronous_commit = on; \
+ SELECT pg_catalog.pg_logical_emit_message(true, 'pgsteady', ''); COMMIT";
+
+/// What became of a commit.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// The client has been told.
+    Told {
+        /// COMMIT AND CHAIN.
+        chain: bool,
+    },
+    /// It was committed, and will last.
+    Committed(Owed),
+    /// It was not.
+    RolledBack,
+    /// Nobody can tell, and why.
+    Unknown(String),
+}
+
+impl Ended {
+    /// The client gets no error.
+    pub(super) fn is_good(&self) -> bool {
+        matches!(self, Self::Told { .. } | Self::Committed(_))
+    }
+}
+
+/// What follows from the reigns alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Judged {
+    /// The primary has to be asked.
+    Ask,
+    /// It is not certain yet that the connection at hand is of the same reign.
+    Wait,
+    RolledBack,
+    Unknown(&'static str),
+}
+
+/// Judges a transaction of the reign `of`, to be asked for on a connection to `node` that was open when `born` readings had begun.
+fn judge(reigns: &[Reign], of: (usize, i64), xid: u64, (node, born): (usize, u64)) -> Judged {
+    let Some(place) = reigns.iter().position(|reign| (reign.node, reign.incarnation) == of) else {
+        return Judged::Unknown("the monitor has not seen every primary since");
+    };
+    match reigns.get(place + 1).map(|next| next.next_xid) {
+        Some(Some(next_xid)) if xid >= next_xid => Judged::RolledBack,
+        Some(Some(_)) => Judged::Ask,
+        Some(None) => Judged::Unknown("the first transaction id of the next primary is not known"),
+        None if reigns[place].node == node && reigns[place].seen > born => Judged::Ask,
+        None => Judged::Wait,
+    }
+}
+
+impl Session {
+    /// Finds out what became of the commit that stood first, if it can be asked for.
+    pub(super) async fn resolve(&mut self) -> Result<Option<Ended>, End> {
+        let (commit, xid) = match std::mem::take(&mut self.doubt) {
+            Doubt::Known(commit, Some(xid)) => (commit, xid),
+            Doubt::Known(_, None) | Doubt::Refused(_) => return Ok(Some(Ended::RolledBack)),
+            Doubt::Answered { chain } => return Ok(Some(Ended::Told { chain })),
+            Doubt::Nothing | Doubt::Asked(_) => return Ok(None),
+        };
+        self.cancel.shield(true);
+        let limit = self.worker.shared.limits().hold_timeout;
+        let ended = match timeout_at(Instant::now() + limit, self.look_up(commit, xid)).await {
+            Ok(ended) => ended?,
+            Err(_) => {
+                self.drop_server(); // it may owe an answer
+                Ended::Unknown(format!("transaction {xid} could not be looked up within {limit:?}"))
+            }
+        };
+        self.cancel.waits(false);
+        // Whoever was asked goes back to its pool.
+        self.server = None;
+        self.cancel.end();
+        self.card.idle();
+        tracing::info!(session = %self.name(), xid, ?ended, "a commit in doubt was looked up");
+        Ok(Some(ended))
+    }
+
+    async fn look_up(&mut self, commit: Commit, xid: u64) -> Result<Ended, End> {
+        let Some(of) = commit.reign else {
+            return Ok(Ended::Unknown("the server was too new to be told from another life of its node".into()));
+        };
+        let mut asked = Asked::primary();
+        asked.class.hint = Some(Route::Primary);
+        loop {
+            match self.acquire(&asked).await {
+                Ok(()) => {}
+                Err(NoServer::End(end)) => return Err(end),
+                Err(NoServer::Told(report)) => return Ok(Ended::Unknown(report.message().to_owned())),
+                Err(NoServer::Words(_)) => return Ok(Ended::Unknown("the new primary refused the login".into())),
+            }
+            let ended = self.ask_on_loan(of, xid).await;
+            match ended {
+                Some(Ended::Committed(_)) => return Ok(Ended::Committed(commit.owed)),
+                Some(ended) => return Ok(ended),
+                None => {
+                    self.drop_server();
+                    self.cancel.shield(true);
+                    sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Asks on the server on loan; `None` if it is lost, or the cluster has changed.
+    async fn ask_on_loan(&mut self, of: (usize, i64), xid: u64) -> Option<Ended> {
+        let mut changes = self.entry.watch.subscribe();
+        let epoch = changes.borrow_and_update().epoch;
+        let changed = async {
+            while changes.changed().await.is_ok() {
+                let now = changes.borrow_and_update();
+                if now.epoch != epoch || now.primary.is_none() {
+                    return;
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            ended = self.ask_until_settled(of, xid) => ended,
+            () = changed => None,
+        }
+    }
+
+    async fn ask_until_settled(&mut self, of: (usize, i64), xid: u64) -> Option<Ended> {
+        let node = self.node;
+        let watch = self.entry.watch.clone();
+        let server = self.server.as_mut()?;
+        let question = format!("SELECT pg_catalog.pg_xact_status('{xid}'::pg_catalog.xid8)");
+        let mut out = BytesMut::new();
+        write_query(&mut out, question.as_bytes()).expect(SHORT);
+        loop {
+            match judge(&watch.now().reigns, of, xid, (node, server.born)) {
+                Judged::RolledBack => return Some(Ended::RolledBack),
+                Judged::Unknown(why) => return Some(Ended::Unknown(why.into())),
+                Judged::Wait => {
+                    watch.suspect(node); // a reading is due
+                    sleep(AGAIN).await;
+                    continue;
+                }
+                Judged::Ask => {}
+            }
+            let answers = server.round_trip(&out, 1).await.ok()?;
+            match answers.column(0).as_deref() {
+                Some("committed") => break,
+                Some("aborted") => return Some(Ended::RolledBack),
+                Some("in progress") => sleep(AGAIN).await,
+                _ => return Some(Ended::Unknown("PostgreSQL does not remember the transaction".into())),
+            }
+        }
+        let mut out = BytesMut::new();
+        write_query(&mut out, BARRIER.as_bytes()).expect(SHORT);
+        let answers = server.round_trip(&out, 1).await.ok()?;
+        if answers.failed.is_some() || answers.not_replicated {
+            return Some(Ended::Unknown("it was committed, but no standby has confirmed it".into()));
+        }
+        Some(Ended::Committed(Owed::Nothing))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reign(node: usize, incarnation: i64, next_xid: Option<u64>, seen: u64) -> Reign {
+        Reign { node, incarnation, term: 1, next_xid, seen }
+    }
+
+    #[test]
+    fn an_id_that_the_next_reign_had_not_reached_was_not_committed() {
+        let reigns = [reign(0, 10, None, 50), reign(1, 20, Some(1000), 60)];
+        for (xid, judged) in [(999, Judged::Ask), (1000, Judged::RolledBack), (1001, Judged::RolledBack)] {
+            assert_eq!(judge(&reigns, (0, 10), xid, (1, 99)), judged, "{xid}");
+        }
+    }
+
+    #[test]
+    fn only_the_reign_that_followed_counts() {
+        // 1005 was used again by the second reign, whose ids go on in the third
+        let reigns = [reign(0, 10, None, 50), reign(0, 11, Some(1000), 55), reign(1, 20, Some(2000), 60)];
+        assert_eq!(judge(&reigns, (0, 10), 1005, (1, 99)), Judged::RolledBack);
+        assert_eq!(judge(&reigns, (0, 11), 1005, (1, 99)), Judged::Ask);
+    }
+
+    #[test]
+    fn within_a_reign_the_connection_has_to_be_of_it_too() {
+        let reigns = [reign(0, 10, None, 50)];
+        assert_eq!(judge(&reigns, (0, 10), 7, (0, 50)), Judged::Wait);
+        assert_eq!(judge(&reigns, (0, 10), 7, (0, 49)), Judged::Ask);
+        assert_eq!(judge(&reigns, (0, 10), 7, (1, 49)), Judged::Wait, "another node");
+    }
+
+    #[test]
+    fn what_was_not_seen_is_not_known() {
+        let reigns = [reign(1, 20, None, 50), reign(2, 30, None, 60)];
+        assert!(matches!(judge(&reigns, (0, 10), 7, (2, 40)), Judged::Unknown(_)));
+        assert!(matches!(judge(&reigns, (1, 20), 7, (2, 40)), Judged::Unknown(_)));
+        assert_eq!(judge(&[], (0, 10), 7, (2, 40)), Judged::Unknown("the monitor has not seen every primary since"));
+    }
+}
