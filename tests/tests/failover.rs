@@ -69,6 +69,12 @@ impl Scene {
         let client = self.cluster.nodes[primary].client().await;
         record.check(&client).await;
         assert_eq!(record.dropped, Vec::<String>::new(), "clients were dropped; errors: {:?}", record.errors);
+        let log = self.pgsteady.log();
+        let unknown: Vec<&str> = log
+            .lines()
+            .filter(|line| line.contains("ended=Unknown") && !line.contains("there has been no primary"))
+            .collect();
+        assert!(unknown.is_empty(), "commits whose id was known were not resolved: {unknown:?}");
         eprintln!("hold {:?}, in doubt {}, errors {:?}", record.longest_gap(), record.in_doubt.len(), record.errors);
         (self.cluster, self.relays, self.pgsteady, record)
     }

@@ -13,7 +13,7 @@ use crate::history::History;
 use crate::lag::Lag;
 use crate::orders::undone;
 use crate::probe::Report;
-use crate::reigns::Reigns;
+use crate::reigns::{Life, Reigns};
 use crate::translate::{Names, contact, millis};
 use crate::{Lsn, Node, Overview, PrimarySample, Reading, Role, Topology};
 
@@ -51,8 +51,8 @@ pub(crate) struct Driver {
 pub(crate) struct Positions {
     lag: Lag,
     replayed: HashMap<usize, (Lsn, Instant)>,
-    /// Each node's incarnation.
-    incarnations: HashMap<usize, i64>,
+    /// Each node as it was read last.
+    lives: HashMap<usize, Life>,
 }
 
 impl Driver {
@@ -160,20 +160,20 @@ impl Driver {
 
     /// Notes whose reign it is.
     fn reign(&mut self, report: &Report, reading: &Reading) {
-        self.positions.incarnations.insert(report.node, reading.started);
+        let life = Life { node: report.node, incarnation: reading.started, witness: reading.backend };
+        self.positions.lives.insert(report.node, life);
         let Some(rule) = self.coordinator.record().rule else { return };
         let leads = rule.leader.index() == report.node && !reading.in_recovery;
         if leads && reading.term.as_ref().is_some_and(|row| row.term == rule.term.0) {
-            let leader = (report.node, reading.started);
-            self.reigns.seen(rule.term.0, leader, reading.recovered, report.number);
+            self.reigns.seen(rule.term.0, life, reading.recovered, report.number);
         }
     }
 
     /// The same when a primary is announced.
     fn opened(&mut self, node: usize, view: &View) {
-        let Some(incarnation) = self.positions.incarnations.get(&node) else { return };
+        let Some(life) = self.positions.lives.get(&node) else { return };
         let origin = self.coordinator.record().origin.map(|origin| (origin.term.0, view.next_xid));
-        self.reigns.opened(view.term.0, (node, *incarnation), origin);
+        self.reigns.opened(view.term.0, *life, origin);
     }
 
     /// Tells the decision, and does what it says.

@@ -24,6 +24,8 @@ pub struct Reading {
     /// Start of the checkpointer, µs since 1970 by the node's clock. A change means a restart; the postmaster's own start
     /// stays the same when it restarts everything after the crash of one session.
     pub started: i64,
+    /// `pg_backend_pid()`
+    pub backend: i32,
     /// The next transaction id when it came up, before it took any write; `None` if it has made a checkpoint since. A checkpoint
     /// at a start or a stop begins where it ends: one at work does not.
     pub recovered: Option<u64>,
@@ -123,6 +125,7 @@ const EVERYTHING: &str = concat!(
     "SELECT (SELECT system_identifier FROM pg_control_system()) AS system,
  (SELECT (extract(epoch FROM backend_start) * 1000000)::bigint FROM pg_stat_activity
    WHERE backend_type = 'checkpointer') AS started,
+ pg_backend_pid() AS backend,
  (SELECT split_part(next_xid, ':', 1)::bigint << 32 | split_part(next_xid, ':', 2)::bigint
    FROM pg_control_checkpoint() WHERE checkpoint_lsn = redo_lsn) AS recovered,
  pg_is_in_recovery() AS in_recovery,
@@ -222,6 +225,7 @@ fn fields(row: &Row, begun: Instant) -> Result<Reading, Box<dyn std::error::Erro
         took: begun.elapsed(),
         system: row.try_get::<_, i64>("system")?.cast_unsigned(),
         started: row.try_get::<_, Option<i64>>("started")?.ok_or(BLIND)?,
+        backend: row.try_get("backend")?,
         recovered: number("recovered")?.map(i64::cast_unsigned),
         in_recovery: row.try_get("in_recovery")?,
         timeline: row.try_get::<_, i32>("timeline")?.cast_unsigned(),

@@ -91,6 +91,8 @@ pub struct Reign {
     /// Number of the latest reading that showed it ([`PrimarySample::number`]): a connection that was open before that reading
     /// began and still is belongs to this reign.
     pub seen: u64,
+    /// Process id of the monitor's session there: a connection that sees it in `pg_stat_activity` belongs to this reign.
+    pub witness: i32,
 }
 
 /// The cluster at one moment.

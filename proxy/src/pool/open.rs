@@ -188,6 +188,7 @@ impl Server {
             dirty: false,
             has_rules: false,
             born: opened.born,
+            reign: None,
             control: Arc::new(Control::new(opened.epoch)),
             cancel: Arc::new(opened.cancel),
             opened: now,

@@ -39,6 +39,8 @@ pub(crate) struct Server {
     pub(crate) has_rules: bool,
     /// How many of the monitor's readings had begun when it had logged in: a later one is of the node's same life.
     pub(crate) born: u64,
+    /// The reign that it surely belongs to: node and incarnation.
+    pub(crate) reign: Option<(usize, i64)>,
     /// What others may do to it while it is borrowed.
     pub(crate) control: Arc<Control>,
     /// Where a cancel request for it goes.

@@ -1,10 +1,11 @@
-//! What a new server of a managed cluster is asked before anybody gets it: whether its commits wait for a standby, and whether its
-//! database has rules.
+//! What a new server of a managed cluster is asked before anybody gets it: whether its commits wait for a standby, whether its
+//! database has rules, and whose reign it belongs to.
 
 use bytes::BytesMut;
 use pgwire::frontend::write_query;
 use pgwire::report::Report;
 use pgwire::sqlstate;
+use topology::APPLICATION_NAME;
 
 use super::{Failure, Opener, Server};
 use crate::config::SynchronousCommit;
@@ -12,14 +13,19 @@ use crate::settings::is_below_on;
 
 /// The system's own rules are not counted: those that add a result are on `pg_settings`.
 const QUESTION: &str = "SELECT pg_catalog.current_setting('synchronous_commit'), \
- EXISTS (SELECT FROM pg_catalog.pg_rewrite WHERE ev_type <> '1' AND oid >= 16384)";
+ EXISTS (SELECT FROM pg_catalog.pg_rewrite WHERE ev_type <> '1' AND oid >= 16384), \
+ EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = '";
 
 impl Opener {
     /// Asks; an error if nobody may have this server.
     pub(super) async fn survey(&self, server: &mut Server) -> Result<(), Failure> {
         let Some(policy) = self.survey else { return Ok(()) };
+        let topology = self.watch.now();
+        let reign = topology.reigns.last().filter(|reign| reign.node == self.node);
+        let witness = reign.map_or(0, |reign| reign.witness);
         let mut out = BytesMut::new();
-        write_query(&mut out, QUESTION.as_bytes()).expect("it is short");
+        let question = format!("{QUESTION}{APPLICATION_NAME}' AND pid = {witness})");
+        write_query(&mut out, question.as_bytes()).expect("it is short");
         let asked = tokio::time::timeout(self.connect_timeout, server.round_trip(&out, 1)).await;
         let unreachable = |why: &str| Failure::Unreachable(format!("{}: {why}", self.address));
         let answers = match asked {
@@ -29,6 +35,8 @@ impl Opener {
             Err(_) => return Err(unreachable("it did not answer in time")),
         };
         server.has_rules = answers.column(1).as_deref() != Some("f");
+        let seen = answers.column(2).as_deref() == Some("t");
+        server.reign = reign.filter(|_| seen).map(|reign| (reign.node, reign.incarnation));
         let level = answers.column(0).unwrap_or_default();
         match policy {
             SynchronousCommit::Refuse if is_below_on(&level) => Err(Failure::Login(Box::new(self.too_weak(&level)))),

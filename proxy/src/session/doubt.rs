@@ -123,6 +123,14 @@ impl Session {
         self.units.begin(danger);
     }
 
+    /// The oldest unit was answered. While the question is not, that was one before the commit's.
+    #[inline]
+    pub(super) fn unit_settled(&mut self) {
+        if !self.doubt.is_asked() {
+            self.doubt = Doubt::Nothing;
+        }
+    }
+
     /// Nothing stands before the next commit, and nobody knows of a failed transaction.
     fn may_ask(&self) -> bool {
         let Some(server) = &self.server else { return false };
@@ -230,7 +238,7 @@ impl Session {
         let node = self.node;
         let server = self.loan();
         let last = topology.reigns.last().filter(|reign| reign.node == node && reign.seen > server.born);
-        let reign = last.map(|reign| (reign.node, reign.incarnation));
+        let reign = server.reign.or(last.map(|reign| (reign.node, reign.incarnation)));
         passing.cut(at, at, server.wire.out());
         hold(server, question, worker.shared.max_prepared())?;
         let out = server.wire.out();

@@ -340,7 +340,7 @@ impl Settled {
     fn settle(self, session: &mut Session) -> Option<About> {
         for _ in 0..self.units {
             session.units.settle();
-            session.doubt = Doubt::Nothing;
+            session.unit_settled();
         }
         let mut failed = None;
         for (about, outcome) in self.first.into_iter().chain(self.more) {

@@ -354,7 +354,7 @@ impl Session {
 
     fn close(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
         let target = Target::read(frame.body).map_err(|error| violation(error.to_string()))?;
-        self.open_unit(Danger::Harmless);
+        self.open_unit(Danger::Nothing);
         let Target::Statement(name) = target else { return self.ask(Request::Close, None) };
         if self.mode == Mode::Session {
             return self.ask(Request::Close, None);
@@ -390,7 +390,7 @@ impl Session {
 
     fn sync(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
         self.before_sync(passing, frame.at)?;
-        self.units.begin(Danger::Harmless);
+        self.units.begin(Danger::Nothing);
         self.units.finish();
         self.shield();
         self.ask(Request::Sync, Some(About::Nothing.unit()))

@@ -60,8 +60,18 @@ enum Judged {
     Unknown(&'static str),
 }
 
-/// Judges a transaction of the reign `of`, to be asked for on a connection to `node` that was open when `born` readings had begun.
-fn judge(reigns: &[Reign], of: (usize, i64), xid: u64, (node, born): (usize, u64)) -> Judged {
+/// A connection to ask on.
+#[derive(Debug, Clone, Copy)]
+struct Asking {
+    node: usize,
+    /// It was open when so many readings had begun.
+    born: u64,
+    /// The reign that it surely belongs to.
+    reign: Option<(usize, i64)>,
+}
+
+/// Judges a transaction of the reign `of`.
+fn judge(reigns: &[Reign], of: (usize, i64), xid: u64, asking: Asking) -> Judged {
     let Some(place) = reigns.iter().position(|reign| (reign.node, reign.incarnation) == of) else {
         return Judged::Unknown("the monitor has not seen every primary since");
     };
@@ -69,7 +79,8 @@ fn judge(reigns: &[Reign], of: (usize, i64), xid: u64, (node, born): (usize, u64
         Some(Some(next_xid)) if xid >= next_xid => Judged::RolledBack,
         Some(Some(_)) => Judged::Ask,
         Some(None) => Judged::Unknown("the first transaction id of the next primary is not known"),
-        None if reigns[place].node == node && reigns[place].seen > born => Judged::Ask,
+        None if asking.reign == Some(of) => Judged::Ask,
+        None if reigns[place].node == asking.node && reigns[place].seen > asking.born => Judged::Ask,
         None => Judged::Wait,
     }
 }
@@ -150,11 +161,12 @@ impl Session {
         let node = self.node;
         let watch = self.entry.watch.clone();
         let server = self.server.as_mut()?;
+        let asking = Asking { node, born: server.born, reign: server.reign };
         let question = format!("SELECT pg_catalog.pg_xact_status('{xid}'::pg_catalog.xid8)");
         let mut out = BytesMut::new();
         write_query(&mut out, question.as_bytes()).expect(SHORT);
         loop {
-            match judge(&watch.now().reigns, of, xid, (node, server.born)) {
+            match judge(&watch.now().reigns, of, xid, asking) {
                 Judged::RolledBack => return Some(Ended::RolledBack),
                 Judged::Unknown(why) => return Some(Ended::Unknown(why.into())),
                 Judged::Wait => {
@@ -187,14 +199,18 @@ mod tests {
     use super::*;
 
     fn reign(node: usize, incarnation: i64, next_xid: Option<u64>, seen: u64) -> Reign {
-        Reign { node, incarnation, term: 1, next_xid, seen }
+        Reign { node, incarnation, term: 1, next_xid, seen, witness: 1 }
+    }
+
+    fn on(node: usize, born: u64) -> Asking {
+        Asking { node, born, reign: None }
     }
 
     #[test]
     fn an_id_that_the_next_reign_had_not_reached_was_not_committed() {
         let reigns = [reign(0, 10, None, 50), reign(1, 20, Some(1000), 60)];
         for (xid, judged) in [(999, Judged::Ask), (1000, Judged::RolledBack), (1001, Judged::RolledBack)] {
-            assert_eq!(judge(&reigns, (0, 10), xid, (1, 99)), judged, "{xid}");
+            assert_eq!(judge(&reigns, (0, 10), xid, on(1, 99)), judged, "{xid}");
         }
     }
 
@@ -202,23 +218,25 @@ mod tests {
     fn only_the_reign_that_followed_counts() {
         // 1005 was used again by the second reign, whose ids go on in the third
         let reigns = [reign(0, 10, None, 50), reign(0, 11, Some(1000), 55), reign(1, 20, Some(2000), 60)];
-        assert_eq!(judge(&reigns, (0, 10), 1005, (1, 99)), Judged::RolledBack);
-        assert_eq!(judge(&reigns, (0, 11), 1005, (1, 99)), Judged::Ask);
+        assert_eq!(judge(&reigns, (0, 10), 1005, on(1, 99)), Judged::RolledBack);
+        assert_eq!(judge(&reigns, (0, 11), 1005, on(1, 99)), Judged::Ask);
     }
 
     #[test]
     fn within_a_reign_the_connection_has_to_be_of_it_too() {
         let reigns = [reign(0, 10, None, 50)];
-        assert_eq!(judge(&reigns, (0, 10), 7, (0, 50)), Judged::Wait);
-        assert_eq!(judge(&reigns, (0, 10), 7, (0, 49)), Judged::Ask);
-        assert_eq!(judge(&reigns, (0, 10), 7, (1, 49)), Judged::Wait, "another node");
+        assert_eq!(judge(&reigns, (0, 10), 7, on(0, 50)), Judged::Wait);
+        assert_eq!(judge(&reigns, (0, 10), 7, on(0, 49)), Judged::Ask);
+        let sure = Asking { reign: Some((0, 10)), ..on(0, 50) };
+        assert_eq!(judge(&reigns, (0, 10), 7, sure), Judged::Ask);
+        assert_eq!(judge(&reigns, (0, 10), 7, on(1, 49)), Judged::Wait, "another node");
     }
 
     #[test]
     fn what_was_not_seen_is_not_known() {
         let reigns = [reign(1, 20, None, 50), reign(2, 30, None, 60)];
-        assert!(matches!(judge(&reigns, (0, 10), 7, (2, 40)), Judged::Unknown(_)));
-        assert!(matches!(judge(&reigns, (1, 20), 7, (2, 40)), Judged::Unknown(_)));
-        assert_eq!(judge(&[], (0, 10), 7, (2, 40)), Judged::Unknown("the monitor has not seen every primary since"));
+        assert!(matches!(judge(&reigns, (0, 10), 7, on(2, 40)), Judged::Unknown(_)));
+        assert!(matches!(judge(&reigns, (1, 20), 7, on(2, 40)), Judged::Unknown(_)));
+        assert_eq!(judge(&[], (0, 10), 7, on(2, 40)), Judged::Unknown("the monitor has not seen every primary since"));
     }
 }

@@ -8,6 +8,8 @@ use crate::routing::{Class, Kind};
 /// The worst that a unit can have done when its answer is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Danger {
+    /// Statements were closed, which cannot even fail.
+    Nothing,
     /// Nothing was executed.
     Harmless,
     /// Nothing that outlives it: it can be asked again.
@@ -71,14 +73,14 @@ impl Units {
     /// Query, FunctionCall or Sync: its ReadyForQuery is owed now.
     #[inline]
     pub(super) fn finish(&mut self) {
-        self.sent.push_back(self.open.take().unwrap_or(Danger::Harmless));
+        self.sent.push_back(self.open.take().unwrap_or(Danger::Nothing));
         self.special = false;
     }
 
-    /// All that was asked and ended was answered.
+    /// What was asked and ended was answered, or does not matter: drivers close a statement with what they send next.
     #[inline]
     pub(super) fn none_sent(&self) -> bool {
-        self.sent.is_empty()
+        self.sent.iter().all(|danger| *danger == Danger::Nothing)
     }
 
     /// No unit is open.
