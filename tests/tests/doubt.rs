@@ -137,7 +137,9 @@ impl Scene {
         while let Some(done) = answers.join_next().await {
             let (form, mut client, answer) = done.expect("a reader does not panic");
             assert_eq!(outcome(&form, &answer), told, "{}: {}, {answer:?}", form.name, tags(&answer));
-            assert_eq!(tags(&client.query("SELECT 1").await), "TDCZ", "{}: the client cannot go on", form.name);
+            // a read may go to a replica, whose in_hot_standby the client is then told
+            let next = tags(&client.query("SELECT 1").await).replace('S', "");
+            assert_eq!(next, "TDCZ", "{}: the client cannot go on", form.name);
             self.clients.push((form, client));
         }
         self.pgsteady.lives();
@@ -251,7 +253,9 @@ fn a_cancelled_wait_is_never_a_success() {
             let (form, mut client, answer) = done.expect("a reader does not panic");
             assert_eq!(outcome(&form, &answer), "08007", "{}: {answer:?}", form.name);
             assert_eq!(answer.last().map(|message| &message.body[..]), Some(&b"I"[..]));
-            assert_eq!(tags(&client.query("SELECT 1").await), "TDCZ", "{}: the client cannot go on", form.name);
+            // a read may go to a replica, whose in_hot_standby the client is then told
+            let next = tags(&client.query("SELECT 1").await).replace('S', "");
+            assert_eq!(next, "TDCZ", "{}: the client cannot go on", form.name);
         }
         scene.standbys(Node::thaw);
     });

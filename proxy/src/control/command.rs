@@ -65,7 +65,7 @@ pub struct SwitchoverArgs {
 pub fn status(args: &StatusArgs, load: impl FnOnce(Option<PathBuf>) -> Result<Config, String>) -> Result<bool, String> {
     let config = load(args.target.config.clone())?;
     let cluster = chosen(&config, args.target.cluster.as_deref())?;
-    let answer = ask(cluster, &Request::Status, PASSING)?;
+    let answer = ask(cluster, &Request::Status {}, PASSING)?;
     let status = read_status(&answer)?;
     if args.target.json {
         say(answer.trim_end());
@@ -154,7 +154,7 @@ fn read_status(answer: &str) -> Result<Status, String> {
 }
 
 fn hold_of(cluster: &Cluster, term: u64) -> Result<Option<u128>, String> {
-    let status = read_status(&ask(cluster, &Request::Status, PASSING)?)?;
+    let status = read_status(&ask(cluster, &Request::Status {}, PASSING)?)?;
     let record = status.failovers.iter().rev().find(|record| record.term == term);
     Ok(record.map(|record| record.hold.as_millis()))
 }
@@ -163,7 +163,7 @@ fn hold_of(cluster: &Cluster, term: u64) -> Result<Option<u128>, String> {
 fn returned(cluster: &Cluster, name: &str, within: Duration) -> Result<bool, String> {
     let began = Instant::now();
     loop {
-        let status = read_status(&ask(cluster, &Request::Status, PASSING)?)?;
+        let status = read_status(&ask(cluster, &Request::Status {}, PASSING)?)?;
         if status.nodes.iter().any(|node| &*node.name == name && node.role == "standby") {
             return Ok(true);
         }

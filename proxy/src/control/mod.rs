@@ -27,8 +27,8 @@ const MAX_WAIT: Duration = Duration::from_secs(600);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "snake_case", deny_unknown_fields)]
 enum Request {
-    /// How the cluster is.
-    Status,
+    /// How the cluster is. (With braces: serde takes unknown keys of a unit variant.)
+    Status {},
     /// Another primary.
     Switchover {
         /// Its name; absent: whom a failover would choose.
@@ -55,7 +55,7 @@ mod tests {
         let plan = Request::Switchover { to: Some("n2".into()), max_wait_ms: 2000, end_transactions: false };
         assert_eq!(serde_json::from_str::<Request>(text).unwrap(), plan);
         assert_eq!(serde_json::from_str::<Request>(&serde_json::to_string(&plan).unwrap()).unwrap(), plan);
-        assert_eq!(serde_json::from_str::<Request>(r#"{"ask":"status"}"#).unwrap(), Request::Status);
+        assert_eq!(serde_json::from_str::<Request>(r#"{"ask":"status"}"#).unwrap(), Request::Status {});
         for wrong in ["", "{}", r#"{"ask":"promote"}"#, r#"{"ask":"switchover"}"#, r#"{"ask":"status","x":1}"#] {
             assert!(serde_json::from_str::<Request>(wrong).is_err(), "{wrong}");
         }

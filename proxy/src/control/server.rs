@@ -112,7 +112,7 @@ fn json(value: &impl serde::Serialize) -> String {
 
 async fn carry_out(request: Request, cluster: &Arc<str>, watch: &Watch) -> String {
     match request {
-        Request::Status => json(&Status::of(cluster, watch)),
+        Request::Status {} => json(&Status::of(cluster, watch)),
         Request::Switchover { to, max_wait_ms, end_transactions } => {
             let max_wait = Duration::from_millis(max_wait_ms).min(MAX_WAIT);
             let verdict = match place(watch, to.as_deref()) {
