@@ -31,6 +31,8 @@ pub enum Verdict {
     Refused {
         /// Why, and what can be done.
         why: String,
+        /// What is in the way is under way itself, and passes: it may be asked again.
+        passes: bool,
     },
     /// What was begun is undone: the same primary serves.
     Undone {
@@ -49,8 +51,9 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    pub(crate) fn refused(why: impl Into<String>) -> Self {
-        Verdict::Refused { why: why.into() }
+    /// Nothing was begun, for a reason that does not pass by itself.
+    pub fn refused(why: impl Into<String>) -> Self {
+        Verdict::Refused { why: why.into(), passes: false }
     }
 }
 

@@ -64,7 +64,7 @@ impl Names {
 
     pub(crate) fn verdict(&self, verdict: &decision::Verdict) -> Verdict {
         match verdict {
-            decision::Verdict::Refused(why) => Verdict::Refused { why: why.to_string() },
+            decision::Verdict::Refused(why) => Verdict::Refused { why: why.to_string(), passes: why.passes },
             decision::Verdict::Undone(why) => Verdict::Undone { why: why.to_string() },
             decision::Verdict::Done { from, to, term } => {
                 Verdict::Done { from: self.shared(*from), to: self.shared(*to), term: term.0 }

@@ -111,7 +111,7 @@ pub fn switchover(
 fn told_why_not(verdict: &Verdict, json: bool) -> Result<bool, String> {
     match verdict {
         verdict if json => say(&serde_json::to_string(verdict).expect("plain data is JSON")),
-        Verdict::Refused { why } => return Err(format!("not begun: {why}")),
+        Verdict::Refused { why, .. } => return Err(format!("not begun: {why}")),
         Verdict::Undone { why } => return Err(format!("undone, the same primary serves: {why}")),
         Verdict::Done { .. } => {}
     }

@@ -12,7 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 use topology::{Verdict, Watch, Wish};
 
 use super::status::Status;
@@ -21,7 +21,9 @@ use crate::config::Cluster;
 
 /// Commands at a time.
 const MAX_COMMANDS: usize = 16;
-/// Pause after a failed accept.
+/// How long a command waits for what passes by itself: a primary opened a moment ago, a change of its rule.
+const SETTLING: Duration = Duration::from_secs(10);
+/// Pause after a failed accept, and before something is asked again.
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// The control socket of a cluster. Dropped, it is closed and its file removed.
@@ -75,7 +77,7 @@ async fn serve(listener: UnixListener, cluster: Arc<str>, watch: Watch) {
             Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(%cluster, %error, "a command could not be accepted");
-                tokio::time::sleep(AGAIN).await;
+                sleep(AGAIN).await;
                 continue;
             }
         };
@@ -100,7 +102,7 @@ async fn answer(mut stream: UnixStream, cluster: &Arc<str>, watch: &Watch) -> Re
     read.map_err(|_| "no request came in time".to_owned())?.map_err(|error| error.to_string())?;
     let text = match serde_json::from_str(&line) {
         Ok(request) => carry_out(request, cluster, watch).await,
-        Err(error) => json(&Verdict::Refused { why: format!("the request is not understood: {error}") }),
+        Err(error) => json(&Verdict::refused(format!("the request is not understood: {error}"))),
     };
     let written = timeout(PASSING, stream.write_all(format!("{text}\n").as_bytes())).await;
     written.map_err(|_| "the answer was not taken in time".to_owned())?.map_err(|error| error.to_string())
@@ -116,10 +118,21 @@ async fn carry_out(request: Request, cluster: &Arc<str>, watch: &Watch) -> Strin
         Request::Switchover { to, max_wait_ms, end_transactions } => {
             let max_wait = Duration::from_millis(max_wait_ms).min(MAX_WAIT);
             let verdict = match place(watch, to.as_deref()) {
-                Ok(to) => watch.ask(Wish::Switchover { to, max_wait, end_transactions }).await,
-                Err(why) => Verdict::Refused { why },
+                Ok(to) => ask_settled(watch, Wish::Switchover { to, max_wait, end_transactions }).await,
+                Err(why) => Verdict::refused(why),
             };
             json(&verdict)
+        }
+    }
+}
+
+/// Asks again while what is in the way passes by itself, within bounds.
+async fn ask_settled(watch: &Watch, wish: Wish) -> Verdict {
+    let limit = Instant::now() + SETTLING;
+    loop {
+        match watch.ask(wish).await {
+            Verdict::Refused { passes: true, .. } if Instant::now() < limit => sleep(AGAIN).await,
+            verdict => return verdict,
         }
     }
 }

@@ -16,6 +16,8 @@ pub struct Reason {
     pub what: String,
     /// What the operator can do; empty if waiting is all.
     pub remedy: String,
+    /// It is under way and passes by itself: asked again a moment later, the answer may be another.
+    pub passes: bool,
 }
 
 impl fmt::Display for Reason {
@@ -26,7 +28,7 @@ impl fmt::Display for Reason {
 }
 
 fn reason(what: impl Into<String>, remedy: impl Into<String>) -> Reason {
-    Reason { what: what.into(), remedy: remedy.into() }
+    Reason { what: what.into(), remedy: remedy.into(), passes: false }
 }
 
 /// A step that is simply under way.
@@ -182,6 +184,11 @@ pub(crate) fn no_bootstrap(why: impl Into<String>, remedy: impl Into<String>) ->
 
 pub(crate) fn not_now(why: &str) -> Reason {
     reason(why, "try again when `pgsteady status` shows nothing amiss")
+}
+
+/// What follows each opening of a primary, and each change of its rule, for a moment.
+pub(crate) fn settling(why: &str) -> Reason {
+    Reason { passes: true, ..not_now(why) }
 }
 
 pub(crate) fn not_the_coordinator() -> Reason {

@@ -46,7 +46,7 @@ pub(crate) fn check(picture: &mut Picture, rule: &Rule, plan: &Switchover) -> Re
         return Err(reason::not_the_coordinator());
     }
     if picture.settling() {
-        return Err(reason::not_now("the rule is being changed"));
+        return Err(reason::settling("the rule is being changed"));
     }
     let reachable = within_reach(picture, rule);
     let cluster = &picture.cluster;

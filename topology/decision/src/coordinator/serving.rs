@@ -126,7 +126,7 @@ impl Serving {
     ) -> Result<Phase, (Phase, Reason)> {
         let busy = self.gate != Gate::Open || !self.change.is_idle() || self.unfencing != Unfencing::Idle;
         let checked = if busy {
-            Err(reason::not_now("the primary was opened a moment ago, or its rule is being changed"))
+            Err(reason::settling("the primary was opened a moment ago, or its rule is being changed"))
         } else {
             handing::check(picture, &self.rule, &plan)
         };
