@@ -73,6 +73,8 @@ pub struct Conversation<T> {
     skipping: bool,
     /// How many of the Syncs at the front may have been swallowed by a COPY that failed.
     phantoms: usize,
+    /// No ReadyForQuery has come since that COPY failed: if its Sync was swallowed, the server skips everything up to the next one.
+    deaf: bool,
     /// Terminate was sent, or the server broke the protocol.
     ended: bool,
 }
@@ -97,6 +99,7 @@ impl<T> Conversation<T> {
             open_for_client: false,
             skipping: false,
             phantoms: 0,
+            deaf: false,
             ended: false,
         }
     }
@@ -229,7 +232,7 @@ impl<T> Conversation<T> {
     /// Whether all that is owed may never come, after a COPY that failed: send an empty Query of ours to find out, or close.
     #[must_use]
     pub fn uncertain(&self) -> bool {
-        if self.phantoms == 0 {
+        if self.phantoms == 0 || self.deaf {
             return false;
         }
         let mut answered = self.owed.iter().filter(|entry| !entry.is_unanswered());
@@ -293,6 +296,7 @@ impl<T> Conversation<T> {
         self.status = status;
         self.open = false;
         self.open_for_client = false;
+        self.deaf = false;
         let outcome = if self.stage == Stage::Failed { Outcome::Failed } else { Outcome::Done };
         self.settle(outcome, settled);
         Ok(fate)
@@ -310,6 +314,7 @@ impl<T> Conversation<T> {
         };
         if self.stage == Stage::CopyIn {
             self.phantoms = self.swallowable();
+            self.deaf = request.is_extended();
             if self.phantoms > 0 && self.owed.iter().any(|entry| matches!(entry.what, What::Answer(_))) {
                 // Its turn cannot be known, and the client would get it before or after the wrong ReadyForQuery.
                 return Err(self.desync("no answer of ours behind a Sync that a COPY may have swallowed", b'E'));
