@@ -90,6 +90,7 @@ states! {
     IDLE_IN_TRANSACTION_SESSION_TIMEOUT = b"25P03", "idle_in_transaction_session_timeout";
     TRANSACTION_TIMEOUT = b"25P04", "transaction_timeout";
     SYSTEM_ERROR = b"58000", "system_error";
+    CONFIG_FILE_ERROR = b"F0000", "config_file_error";
     INTERNAL_ERROR = b"XX000", "internal_error";
 }
 

@@ -24,6 +24,9 @@ const MAX_DELIVERIES: usize = 64;
 /// Time for one delivery.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The bits of a key's last byte that count how often it may be passed on between peers.
+const HOPS: u8 = 3;
+
 /// The cancel keys of all clients.
 #[derive(Debug, Default)]
 pub(crate) struct Cancels {
@@ -72,12 +75,18 @@ impl Drop for Registered {
 }
 
 impl Cancels {
-    /// Gives a client its key, of `key_bytes` bytes.
-    pub(crate) fn register(self: &Arc<Self>, key_bytes: usize) -> Registered {
-        let key: Box<[u8]> = (0..key_bytes).map(|_| rand::random::<u8>()).collect();
+    /// Gives a client its key, of `key_bytes` bytes. In a group of peers (`peer_id` not 0) it says whose it is.
+    pub(crate) fn register(self: &Arc<Self>, key_bytes: usize, peer_id: u16) -> Registered {
+        let mut key: Box<[u8]> = (0..key_bytes).map(|_| rand::random::<u8>()).collect();
+        if let (true, Some(last)) = (peer_id != 0, key.last_mut()) {
+            *last |= HOPS;
+        }
         let mut clients = lock(&self.clients);
         let process_id = loop {
-            let process_id = rand::random::<u32>() >> 1;
+            let mut process_id = rand::random::<u32>() >> 1;
+            if peer_id != 0 {
+                process_id = process_id & 0xff00_00ff | u32::from(peer_id.swap_bytes()) << 8;
+            }
             if process_id != 0 && !clients.contains_key(&process_id) {
                 break process_id;
             }
@@ -111,6 +120,28 @@ impl Cancels {
         }
         self.deliveries.fetch_sub(1, Ordering::AcqRel);
     }
+}
+
+/// The peer that a cancel key is of, by the layout that PgBouncer's groups have: two bytes of the process id.
+pub(crate) fn peer_of(process_id: u32) -> u16 {
+    let [_, low, high, _] = process_id.to_be_bytes();
+    u16::from_le_bytes([low, high])
+}
+
+/// The same key with one hop less to go; `None` if it has gone far enough.
+pub(crate) fn one_hop_less(key: &[u8]) -> Option<Vec<u8>> {
+    let (last, rest) = key.split_last()?;
+    let less = (last & HOPS).checked_sub(1)?;
+    Some([rest, &[(last & !HOPS) | less]].concat())
+}
+
+/// The same key as it was given: with all its hops.
+pub(crate) fn with_all_hops(key: &[u8]) -> Vec<u8> {
+    let mut key = key.to_vec();
+    if let Some(last) = key.last_mut() {
+        *last |= HOPS;
+    }
+    key
 }
 
 /// A client's wait for a server.
@@ -234,4 +265,25 @@ pub(crate) async fn deliver(target: &CancelTarget) -> std::io::Result<()> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_says_whose_it_is_and_how_far_it_may_go() {
+        let cancels = Arc::new(Cancels::default());
+        for peer_id in [1, 255, 256, 16_383] {
+            let key = cancels.register(4, peer_id);
+            assert_eq!(peer_of(key.process_id), peer_id);
+            assert!(key.process_id >> 31 == 0);
+            let mut passed = key.key.to_vec();
+            for _ in 0..3 {
+                passed = one_hop_less(&passed).expect("three hops");
+                assert_eq!(with_all_hops(&passed), *key.key);
+            }
+            assert_eq!(one_hop_less(&passed), None);
+        }
+    }
 }

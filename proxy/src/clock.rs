@@ -1,12 +1,14 @@
 //! The time of day for things that need no better than a third of a second: one load instead of a clock read.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Milliseconds since the start of the program, moved on by housekeeping.
 #[derive(Debug)]
 pub(crate) struct Clock {
     started: Instant,
+    /// The time of day at the start.
+    epoch: SystemTime,
     millis: AtomicU64,
 }
 
@@ -19,7 +21,7 @@ pub(crate) struct Moment(u64);
 
 impl Default for Clock {
     fn default() -> Self {
-        Self { started: Instant::now(), millis: AtomicU64::new(0) }
+        Self { started: Instant::now(), epoch: SystemTime::now(), millis: AtomicU64::new(0) }
     }
 }
 
@@ -36,9 +38,24 @@ impl Clock {
         let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.millis.store(millis, Ordering::Relaxed);
     }
+
+    /// The time of day of a moment.
+    pub(crate) fn time_of(&self, moment: Moment) -> SystemTime {
+        self.epoch + Duration::from_millis(moment.0)
+    }
 }
 
 impl Moment {
+    /// The moment so many milliseconds after the start.
+    pub(crate) fn at(millis: u64) -> Self {
+        Self(millis)
+    }
+
+    /// Milliseconds since the start.
+    pub(crate) fn millis(self) -> u64 {
+        self.0
+    }
+
     /// How long it is from `earlier` to this moment; zero if it is not later.
     #[must_use]
     pub(crate) fn since(self, earlier: Moment) -> Duration {

@@ -1,17 +1,20 @@
-//! A database entry at work: where its transactions go, and its pools.
+//! A database entry at work: where its transactions go, its pools, whether it is paused, and what passed through it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use topology::{Topology, Watch};
 
+use crate::clock::Moment;
 use crate::config::{Database, PoolMode, SynchronousCommit, Target};
-use crate::pool::{Opener, Pool};
+use crate::pool::{Budget, Opener, Pool};
 use crate::routing::Route;
 use crate::session::Mode;
 use crate::settings::{Reported, Settings};
 use crate::shared::Shared;
+use crate::stats::{Counters, Period, Totals};
 
 /// Greetings that are remembered for one entry.
 const MAX_WELCOMES: usize = 64;
@@ -26,7 +29,7 @@ pub(crate) struct Entry {
     /// The name that clients ask for.
     pub(crate) name: Arc<str>,
     /// As it is configured.
-    pub(crate) config: Arc<Database>,
+    config: RwLock<Arc<Database>>,
     /// Its cluster.
     pub(crate) watch: Watch,
     /// A monitor acts for the cluster: its commits wait for standbys.
@@ -39,46 +42,95 @@ pub(crate) struct Entry {
     pub(crate) nodes: usize,
     /// How far behind a replica may be.
     pub(crate) max_lag: Duration,
-    /// Time a client waits for a server.
-    pub(crate) max_wait: Duration,
+    /// Where its transactions go, unless the session or the statement says otherwise.
+    pub(crate) route: Route,
+    /// No server is lent.
+    paused: AtomicBool,
+    /// No client is let in.
+    disabled: AtomicBool,
+    /// It is in no configuration any more: its clients go.
+    removed: AtomicBool,
+    /// It was made from the template `*`.
+    pub(crate) is_automatic: bool,
+    /// When it was last used, in milliseconds of the clock.
+    used: AtomicU64,
+    /// Clients that are connected.
+    pub(crate) clients: Arc<AtomicUsize>,
+    /// Servers of all its pools, and how many there may be.
+    pub(crate) servers: Arc<Budget>,
+    /// What passed, by worker.
+    pub(crate) counters: Box<[Counters]>,
+    period: Mutex<Period>,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
     welcomes: Mutex<Vec<(Arc<str>, Settings, Reported)>>,
 }
 
 impl Entry {
-    pub(crate) fn new(name: &str, config: Arc<Database>, watch: Watch, managed: bool) -> Self {
+    pub(crate) fn new(name: &str, config: Arc<Database>, watch: Watch, managed: bool, workers: usize) -> Self {
         Self {
             name: name.into(),
             max_lag: config.max_lag,
-            max_wait: config.max_wait,
+            route: config.route,
             resolves: managed && config.resolve_commits,
             synchronous_commit: if managed { config.synchronous_commit } else { SynchronousCommit::Allow },
-            config,
             nodes: watch.now().nodes.len(),
             watch,
             managed,
+            paused: AtomicBool::new(false),
+            disabled: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
+            is_automatic: *config.name == *"*",
+            used: AtomicU64::new(0),
+            clients: Arc::default(),
+            servers: Arc::new(Budget::new(config.max_servers)),
+            counters: (0..workers).map(|_| Counters::default()).collect(),
+            period: Mutex::default(),
             pools: Mutex::default(),
             welcomes: Mutex::default(),
+            config: RwLock::new(config),
         }
+    }
+
+    /// As it is configured now.
+    pub(crate) fn config(&self) -> Arc<Database> {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes what a reload says of it, in its place: its clients stay, and its servers are replaced if they lead elsewhere.
+    pub(crate) fn reconfigure(&self, config: &Arc<Database>, shared: &Shared) {
+        let old = std::mem::replace(&mut *self.config.write().unwrap_or_else(PoisonError::into_inner), config.clone());
+        self.servers.set_limit(config.max_servers);
+        let leads_elsewhere = !old.leads_where(config);
+        if leads_elsewhere {
+            self.forget_welcomes();
+        }
+        for (_, pool) in self.pools() {
+            if let Some(terms) = shared.terms(&self.name, config, &pool.user) {
+                pool.set_terms(terms);
+            }
+            if leads_elsewhere {
+                pool.retire();
+            }
+        }
+    }
+
+    /// Whose servers a client of this user gets.
+    pub(crate) fn user_of(&self, client: &Arc<str>) -> Arc<str> {
+        self.config().forced.as_ref().map_or_else(|| client.clone(), |forced| forced.user.clone())
     }
 
     /// Whether it is on this cluster.
     pub(crate) fn is_of(&self, cluster: &str) -> bool {
-        matches!(&self.config.target, Target::Cluster(name) if **name == *cluster)
+        matches!(&self.config().target, Target::Cluster(name) if **name == *cluster)
     }
 
     /// How long its sessions keep a server; what is said of the user counts first.
     pub(crate) fn mode(&self, of_user: Option<PoolMode>) -> Mode {
-        match of_user.unwrap_or(self.config.pool_mode) {
+        match of_user.unwrap_or(self.config().pool_mode) {
             PoolMode::Session => Mode::Session,
             PoolMode::Transaction => Mode::Transaction,
             PoolMode::Statement => Mode::Statement,
         }
-    }
-
-    /// Where its transactions go, unless the session or the statement says otherwise.
-    pub(crate) fn route(&self) -> Route {
-        self.config.route
     }
 
     /// A server of this node was lost: the monitor looks at once.
@@ -88,8 +140,8 @@ impl Entry {
 
     /// The pool of a user for a node; made if there is none. `None` if too many users have one.
     pub(crate) fn pool_of(
-        &self,
-        shared: &Shared,
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
         user: &Arc<str>,
         node: usize,
         opener: impl FnOnce(&Topology) -> Option<Opener>,
@@ -101,8 +153,8 @@ impl Entry {
         if pools.len() >= MAX_USERS {
             return None;
         }
-        let size = shared.config().users.get(user).and_then(|user| user.pool_size).unwrap_or(self.config.pool_size);
-        let pool = Pool::new(opener(&self.watch.now())?, size, self.config.min_pool_size, shared.workers());
+        let terms = shared.terms(&self.name, &self.config(), user)?;
+        let pool = Pool::new(self, user, opener(&self.watch.now())?, terms, shared);
         pools.insert((user.clone(), node), pool.clone());
         Some(pool)
     }
@@ -131,6 +183,66 @@ impl Entry {
     /// What servers reported may be different now.
     pub(crate) fn forget_welcomes(&self) {
         lock(&self.welcomes).clear();
+    }
+
+    /// Whether no server is lent.
+    #[inline]
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Acquire)
+    }
+
+    /// Lends no server from now on, or again.
+    pub(crate) fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Release);
+    }
+
+    /// Whether no client is let in.
+    pub(crate) fn is_disabled(&self) -> bool {
+        self.disabled.load(Ordering::Acquire)
+    }
+
+    /// Lets no client in from now on, or again.
+    pub(crate) fn set_disabled(&self, disabled: bool) {
+        self.disabled.store(disabled, Ordering::Release);
+    }
+
+    /// Whether a reload took it away.
+    pub(crate) fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    /// A reload took it away, or its template was not used for long.
+    pub(crate) fn remove(&self) {
+        self.removed.store(true, Ordering::Release);
+        self.pools().iter().for_each(|(_, pool)| pool.retire());
+    }
+
+    /// It is used now.
+    pub(crate) fn touch(&self, now: Moment) {
+        self.used.store(now.millis(), Ordering::Relaxed);
+    }
+
+    /// When it was used last; its clients and servers count as use.
+    pub(crate) fn unused_since(&self, now: Moment) -> Moment {
+        if self.clients.load(Ordering::Relaxed) > 0 || self.servers.taken() > 0 {
+            self.touch(now);
+        }
+        Moment::at(self.used.load(Ordering::Relaxed))
+    }
+
+    /// What passed so far.
+    pub(crate) fn totals(&self) -> Totals {
+        Totals::of(&self.counters)
+    }
+
+    /// The averages of the last period.
+    pub(crate) fn averages(&self) -> Totals {
+        lock(&self.period).averages()
+    }
+
+    /// A period of the statistics ends; its averages.
+    pub(crate) fn period_ends(&self, length: Duration) -> Totals {
+        lock(&self.period).ends(self.totals(), length)
     }
 }
 

@@ -28,8 +28,23 @@ const KEEPALIVE: Duration = Duration::from_secs(60);
 pub(crate) enum Peer {
     /// Over TCP.
     Tcp(SocketAddr),
-    /// Over the Unix socket.
-    Unix,
+    /// Over the Unix socket: the process and its user, as the kernel says.
+    Unix {
+        /// The process id.
+        pid: i32,
+        /// The user id.
+        uid: u32,
+    },
+}
+
+impl Peer {
+    /// As PgBouncer writes an address; `local` is where the client came to.
+    pub(crate) fn place(self, local: Option<SocketAddr>) -> String {
+        match self {
+            Self::Tcp(address) => address.to_string(),
+            Self::Unix { pid, .. } => format!("unix({pid}):{}", local.map_or(6432, |local| local.port())),
+        }
+    }
 }
 
 /// The sockets of one worker.
@@ -179,6 +194,12 @@ impl Bound {
 pub(crate) type Part = (Vec<std::net::TcpListener>, Option<std::os::unix::net::UnixListener>);
 
 impl Listeners {
+    /// Closes all but the Unix socket; `false` if there is none.
+    pub(crate) fn keep_unix_alone(&mut self) -> bool {
+        self.tcp.clear();
+        self.unix.is_some()
+    }
+
     /// The next client.
     pub(crate) async fn accept(&self) -> (Stream, Peer) {
         loop {
@@ -206,7 +227,12 @@ impl Listeners {
         if let Some(listener) = &self.unix
             && let Poll::Ready(accepted) = listener.poll_accept(cx)
         {
-            return Poll::Ready(accepted.map(|(stream, _)| (Stream::Unix(stream), Peer::Unix)));
+            return Poll::Ready(accepted.map(|(stream, _)| {
+                let credentials = stream.peer_cred().ok();
+                let pid = credentials.as_ref().and_then(|known| known.pid()).unwrap_or(0);
+                let uid = credentials.map_or(u32::MAX, |known| known.uid());
+                (Stream::Unix(stream), Peer::Unix { pid, uid })
+            }));
         }
         Poll::Pending
     }

@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::clusters::Clusters;
 use crate::config::Config;
+use crate::console::Order;
 use crate::log::Started;
 use crate::serve::Proxy;
 
@@ -30,11 +31,23 @@ async fn serve(config: Arc<Config>, log: &Started) -> Result<(), String> {
     let mut reloads = signal(SignalKind::hangup()).map_err(|error| format!("signals could not be watched: {error}"))?;
     let mut ends = Ends::new().map_err(|error| format!("signals could not be watched: {error}"))?;
     let clusters = Clusters::start(&config)?;
-    let proxy = Proxy::start(&config, clusters.watches())?;
+    let mut proxy = Proxy::start(&config, clusters.watches())?;
     let mut current = config;
     loop {
         tokio::select! {
-            _ = reloads.recv() => current = reload(&proxy, current, log),
+            _ = reloads.recv() => current = reload(&proxy, current, log).0,
+            order = proxy.order() => match order {
+                Order::Reload(done) => {
+                    let (new, good) = reload(&proxy, current, log);
+                    current = new;
+                    let _ = done.send(if good { Ok(()) } else { Err(String::new()) });
+                }
+                Order::Set(_, _, done) => drop(done.send(Ok(None))),
+                Order::Shutdown(how) => {
+                    tracing::info!(?how, "the console asks for the end");
+                    break;
+                }
+            },
             name = ends.next() => {
                 tracing::info!(signal = name, clients = proxy.clients(), "stopping at the end of the clients' transactions");
                 break;
@@ -53,25 +66,25 @@ async fn serve(config: Arc<Config>, log: &Started) -> Result<(), String> {
 }
 
 /// A bad file never replaces a good one.
-fn reload(proxy: &Proxy, current: Arc<Config>, log: &Started) -> Arc<Config> {
+fn reload(proxy: &Proxy, current: Arc<Config>, log: &Started) -> (Arc<Config>, bool) {
     let new = match Config::load(&current.file) {
         Ok(new) => Arc::new(new),
         Err(errors) => {
             tracing::error!(%errors, "the new configuration is not good: the old one stays in force");
-            return current;
+            return (current, false);
         }
     };
-    match proxy.reload(new.clone()).and_then(|changes| log.set_level(&new.log.level).map(|()| changes)) {
+    match proxy.reload(&new).and_then(|changes| log.set_level(&new.log.level).map(|()| changes)) {
         Ok(changes) => {
             for change in &changes {
                 tracing::info!(%change, "changed");
             }
             tracing::info!(changes = changes.len(), "the configuration was read again");
-            new
+            (new, true)
         }
         Err(why) => {
             tracing::error!(why, "the new configuration cannot be used: the old one stays in force");
-            current
+            (current, false)
         }
     }
 }

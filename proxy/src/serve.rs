@@ -6,16 +6,20 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use topology::{Role, Topology, Watch};
 
 use crate::auth::Store;
 use crate::check;
 use crate::config::{Change, Config};
+use crate::console::Order;
 use crate::listener::{self, Bound, Part};
 use crate::shared::Shared;
 use crate::tls::TlsState;
 use crate::worker::{Worker, work};
+
+/// Orders of the console that wait.
+const MAX_ORDERS: usize = 16;
 
 /// How far the program has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +35,7 @@ pub(crate) enum Phase {
 /// The proxy at work, on threads of its own. Dropped, it stops at once.
 pub struct Proxy {
     shared: Arc<Shared>,
+    orders: mpsc::Receiver<Order>,
     phase: watch::Sender<Phase>,
     threads: Vec<JoinHandle<()>>,
     addresses: Vec<SocketAddr>,
@@ -46,12 +51,13 @@ impl Proxy {
     pub fn start(config: &Arc<Config>, watches: &HashMap<Arc<str>, Watch>) -> Result<Self, String> {
         let tls = TlsState::load(config).map_err(|(section, error)| format!("{section}: {error}"))?;
         let store = Store::load(config)?;
-        let shared = Arc::new(Shared::new(config.clone(), watches.clone(), store, tls));
+        let (sender, orders) = mpsc::channel(MAX_ORDERS);
+        let shared = Arc::new(Shared::new(config.clone(), watches.clone(), store, tls, sender));
         let bound = listener::bind(config, shared.workers())?;
         let addresses = bound.addresses.clone();
         let (parts, sockets) = bound.split();
         let (phase, phases) = watch::channel(Phase::Serving);
-        let mut proxy = Self { shared, phase, threads: Vec::new(), addresses, _sockets: Box::new(sockets) };
+        let mut proxy = Self { shared, orders, phase, threads: Vec::new(), addresses, _sockets: Box::new(sockets) };
         for (index, part) in parts.into_iter().enumerate() {
             let (shared, phases) = (proxy.shared.clone(), phases.clone());
             let watches = if index == 0 { watches.clone() } else { HashMap::new() };
@@ -71,22 +77,48 @@ impl Proxy {
     /// Clients that are connected.
     #[must_use]
     pub fn clients(&self) -> usize {
-        self.shared.clients()
+        self.shared.clients.len()
+    }
+
+    /// What everybody shares.
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// The next order of the console for the program as a whole.
+    pub(crate) async fn order(&mut self) -> Order {
+        match self.orders.recv().await {
+            Some(order) => order,
+            None => std::future::pending().await,
+        }
     }
 
     /// Takes a new configuration: what can change at once does, and all that differs is returned.
     ///
     /// # Errors
     /// A file that the new configuration names cannot be used; the old one stays in force.
-    pub fn reload(&self, config: Arc<Config>) -> Result<Vec<Change>, String> {
-        let changes = self.shared.config().diff(&config);
-        if let Some(wrong) = check::files(&config).first() {
-            return Err(wrong.clone());
+    pub fn reload(&self, config: &Arc<Config>) -> Result<Vec<Change>, String> {
+        let changes = self.shared.config().diff(config);
+        let tls = |(section, error)| format!("{section}: {error}");
+        if config.dialect.pgbouncer().is_none() {
+            if let Some(wrong) = check::files(config).first() {
+                return Err(wrong.clone());
+            }
+            self.shared.store.replace(config)?;
+            self.shared.tls.replace(config).map_err(tls)?;
+        } else {
+            self.shared.store.replace(config)?;
         }
-        self.shared.store.replace(&config)?;
-        self.shared.tls.replace(&config).map_err(|(section, error)| format!("{section}: {error}"))?;
         self.shared.replace_config(config);
         Ok(changes)
+    }
+
+    /// Takes the TLS settings of a configuration before the rest of it, as PgBouncer does: the old ones stay if they are not good.
+    ///
+    /// # Errors
+    /// What is wrong with them.
+    pub(crate) fn reload_tls(&self, config: &Config) -> Result<(), String> {
+        self.shared.tls.replace(config).map_err(|(_, error)| error.to_string())
     }
 
     /// Begins to stop: no new clients, and those that are here go at the end of their transactions. Dropping stops at once.
@@ -136,6 +168,7 @@ fn run_worker(
             tokio::task::spawn_local(follow(shared.clone(), name, watch));
         }
         if index == 0 {
+            shared.open_forced_pools();
             let shared = shared.clone();
             tokio::task::spawn_local(async move { shared.tls.watch_files().await });
         }

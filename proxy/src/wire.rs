@@ -96,6 +96,24 @@ impl Wire {
         &mut self.stream
     }
 
+    /// Whether it is encrypted.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        matches!(self.stream, Stream::Tls(_))
+    }
+
+    /// The names in the certificate that the client showed: its common name, and its DNS names; none: it showed none.
+    pub(crate) fn certified_names(&self) -> Option<Vec<String>> {
+        let Stream::Tls(stream) = &self.stream else { return None };
+        let certificate = stream.ssl().peer_certificate()?;
+        let of_subject = certificate.subject_name().entries_by_nid(openssl::nid::Nid::COMMONNAME);
+        let text = |data: &openssl::asn1::Asn1StringRef| data.to_string().ok();
+        let mut names: Vec<String> = of_subject.filter_map(|entry| text(entry.data())).collect();
+        if let Some(others) = certificate.subject_alt_names() {
+            names.extend(others.iter().filter_map(|name| name.dnsname().map(str::to_owned)));
+        }
+        Some(names)
+    }
+
     /// Bytes that wait to be written.
     #[inline]
     pub(crate) fn backlog(&self) -> usize {

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -12,6 +13,9 @@ use crate::session::{Card, Interned, Statement, questions, serve_client};
 use crate::shared::Shared;
 use crate::wire::SCRATCH_BYTES;
 use crate::{housekeeping, serve::Phase};
+
+/// Between two looks at whether the last client has gone.
+const DRAINED_POLL: Duration = Duration::from_millis(100);
 
 /// What the sessions of one worker share.
 pub(crate) struct Worker {
@@ -94,16 +98,39 @@ impl Worker {
 /// Serves clients until the phase says stop and the last has gone.
 pub(crate) async fn work(worker: Rc<Worker>, listeners: Listeners, mut phase: watch::Receiver<Phase>) {
     let keeper = tokio::task::spawn_local(housekeeping::keep(worker.clone(), phase.clone()));
-    loop {
+    let mut listeners = listeners;
+    tokio::select! {
+        biased;
+        _ = phase.wait_for(|phase| *phase != Phase::Serving) => {}
+        () = let_in(&worker, &listeners) => {}
+    }
+    // PgBouncer's console is reached over the Unix socket to the end.
+    if worker.shared.is_pgbouncer() && listeners.keep_unix_alone() {
         tokio::select! {
             biased;
-            _ = phase.wait_for(|phase| *phase != Phase::Serving) => break,
-            accepted = listeners.accept() => {
-                let (stream, peer) = accepted;
-                tokio::task::spawn_local(serve_client(worker.clone(), stream, peer));
-            }
+            _ = phase.wait_for(|phase| *phase == Phase::Stopping) => {}
+            () = drained(&worker) => {}
+            () = let_in(&worker, &listeners) => {}
         }
     }
     drop(listeners);
     let _ = keeper.await;
+}
+
+/// Serves whoever comes; never ends.
+async fn let_in(worker: &Rc<Worker>, listeners: &Listeners) {
+    loop {
+        let (stream, peer) = listeners.accept().await;
+        tokio::task::spawn_local(serve_client(worker.clone(), stream, peer));
+    }
+}
+
+/// Waits until nobody is served any more.
+async fn drained(worker: &Worker) {
+    loop {
+        tokio::time::sleep(DRAINED_POLL).await;
+        if worker.shared.has_ended() {
+            return;
+        }
+    }
 }

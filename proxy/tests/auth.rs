@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use proxy::auth::{Claim, Hashing, Identity, Link, LoginError, Refusal, ServerLogin, Store, authenticate, login};
+use proxy::auth::{Came, Claim, Hashing, Identity, Link, LoginError, Refusal, ServerLogin, Store, authenticate, login};
 use proxy::config::Config;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
@@ -30,7 +30,7 @@ fn store(method: &str, users: &[(&str, &str)]) -> Store {
 }
 
 fn claim<'a>(user: &'a str, end_point: Option<&'a [u8]>) -> Claim<'a> {
-    Claim { user, end_point, place: None }
+    Claim { user, end_point, place: None, came: Came::default() }
 }
 
 /// A client with `password` comes to a `Store`; both what we think of it and what it thinks of us.
@@ -51,7 +51,7 @@ async fn meet(
             Ok(_) => out.extend_from_slice(GREETING),
             Err(refusal) => {
                 out.clear();
-                let report = proxy::error::refusal(refusal);
+                let report = proxy::error::refusal(refusal, false);
                 report.map(|report| report.write(&mut out).expect("a report")).unwrap_or_default();
             }
         }

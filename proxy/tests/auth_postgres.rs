@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use proxy::auth::{
-    Claim, Greeted, Hashing, Identity, Link, LoginError, Place, Refusal, ServerLogin, Store, authenticate, login,
+    Came, Claim, Greeted, Hashing, Identity, Link, LoginError, Place, Refusal, ServerLogin, Store, authenticate, login,
 };
 use proxy::config::{self, Config, SslMode};
 use proxy::tls::{self, Answer, Attempt, ServerTls};
@@ -96,7 +96,15 @@ impl Server {
 
     fn tls(&self, sslmode: SslMode) -> ServerTls {
         let ca = (sslmode != SslMode::Disable).then(|| self.folder.path().join("ca.crt"));
-        let options = config::ServerTls { sslmode, ca, certificate: None, key: None };
+        let options = config::ServerTls {
+            sslmode,
+            ca,
+            certificate: None,
+            key: None,
+            protocols: None,
+            ciphers: None,
+            tls13_ciphers: None,
+        };
         ServerTls::load("test.tls", Arc::new(options)).expect("a CA")
     }
 
@@ -136,7 +144,10 @@ impl Server {
             entry: "app".into(),
             dbname: "postgres".into(),
             watch: Watch::fixed(Topology::single("n1", address)),
-            tls: Arc::new(self.tls(SslMode::VerifyFull)),
+            tls: Some(Arc::new(self.tls(SslMode::VerifyFull))),
+            address: None,
+            lookup: config::Lookup::default(),
+            broken: None,
         }
     }
 }
@@ -153,7 +164,7 @@ async fn come(store: &Store, user: &str, password: &str, place: Option<&Place>) 
         let length = theirs.read_u32().await.expect("a startup packet") as usize;
         theirs.read_exact(&mut vec![0; length - 4]).await.expect("a startup packet");
         let (mut rest, mut out) = (BytesMut::new(), BytesMut::new());
-        let claim = Claim { user, end_point: None, place };
+        let claim = Claim { user, end_point: None, place, came: Came::default() };
         let identity = authenticate(&mut theirs, &mut rest, &mut out, claim, store).await;
         let _ = theirs.write_all(&out).await;
         drop(theirs);
@@ -321,7 +332,7 @@ async fn lookups_that_fail_say_so_and_many_at_once_are_one() {
         let store = store(&format!("{who}\nquery = \"{query}\""));
         let refused = come(&store, "joe", "lookup", Some(&place)).await.expect_err(query);
         assert!(matches!(refused, Refusal::Lookup(_)) && refused.to_string().contains(why), "{query}: {refused}");
-        let told = proxy::error::refusal(&refused).expect("words");
+        let told = proxy::error::refusal(&refused, false).expect("words");
         assert_eq!(told.message(), "users cannot be looked up at the moment");
     }
     let wrong = store("query_user = \"lookup\"\nquery_password = \"wrong\"");
@@ -353,7 +364,15 @@ async fn the_monitor_has_the_sslmode_of_its_cluster() {
     authority("another authority").write(server.folder.path(), "other");
     let is_in = async |user: &str, sslmode, ca: Option<&str>, host: &str| {
         let ca = ca.map(|name| server.folder.path().join(name));
-        let options = config::ServerTls { sslmode, ca, certificate: None, key: None };
+        let options = config::ServerTls {
+            sslmode,
+            ca,
+            certificate: None,
+            key: None,
+            protocols: None,
+            ciphers: None,
+            tls13_ciphers: None,
+        };
         let login = topology::Login {
             user: user.into(),
             password: Some(topology::Secret::new("secret")),

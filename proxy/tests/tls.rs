@@ -45,7 +45,15 @@ impl Folder {
     }
 
     fn listen(&self, sslmode: SslMode, ca: Option<PathBuf>) -> ListenTls {
-        ListenTls { sslmode, certificate: self.path("listener.crt"), key: self.path("listener.key"), ca }
+        ListenTls {
+            sslmode,
+            certificate: self.path("listener.crt"),
+            key: self.path("listener.key"),
+            ca,
+            protocols: None,
+            ciphers: None,
+            tls13_ciphers: None,
+        }
     }
 
     fn server(&self, sslmode: SslMode, ca: &str, identity: Option<&str>) -> ServerTls {
@@ -54,6 +62,9 @@ impl Folder {
             ca: self.path(ca).filter(|_| !ca.is_empty()),
             certificate: identity.and_then(|name| self.path(&format!("{name}.crt"))),
             key: identity.and_then(|name| self.path(&format!("{name}.key"))),
+            protocols: None,
+            ciphers: None,
+            tls13_ciphers: None,
         };
         ServerTls::load("test.tls", Arc::new(options)).expect("good files")
     }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::BytesMut;
@@ -13,19 +14,39 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::lookup::{LookupError, Place};
 use super::read::{self, ReadError};
-use super::store::{Known, Store, Users};
-use super::{Identity, ScramLogin, ServerLogin};
-use crate::config::AuthMethod;
+use super::store::{Demand, Known, Store, Users};
+use super::{Identity, ScramLogin, ServerLogin, ldap};
 
 /// Who a client says to be.
 #[derive(Debug, Clone, Copy)]
 pub struct Claim<'a> {
     /// The user of its startup packet.
     pub user: &'a str,
-    /// The channel binding data of its TLS connection (from `tls::accept`); none: no TLS.
+    /// The channel binding data of its TLS connection (from `tls::accept`).
     pub end_point: Option<&'a [u8]>,
     /// Where users can be looked up: the servers of the database that it asks for.
     pub place: Option<&'a Place>,
+    /// How it came.
+    pub came: Came<'a>,
+}
+
+/// How a client came, and for what: what a rule of an HBA file looks at.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Came<'a> {
+    /// The database that it asks for.
+    pub database: &'a str,
+    /// It asks for physical replication, of no database.
+    pub replicates: bool,
+    /// From where; none: over the Unix socket.
+    pub address: Option<IpAddr>,
+    /// Over the Unix socket: the user id of its process, as the kernel says.
+    pub uid: Option<u32>,
+    /// By TLS.
+    pub is_encrypted: bool,
+    /// The names in the certificate that it showed.
+    pub certified: Option<&'a [String]>,
+    /// Its database entry has a user of its own.
+    pub has_forced_user: bool,
 }
 
 /// Why a client is not let in. `Display` is for the log; what the client is told is in `crate::error`.
@@ -43,6 +64,8 @@ pub enum Refusal {
         user: Arc<str>,
         /// For the log alone.
         why: &'static str,
+        /// PgBouncer's words for it.
+        words: &'static str,
     },
     /// The client sent an empty password, which never counts.
     EmptyPassword(Arc<str>),
@@ -58,7 +81,7 @@ impl fmt::Display for Refusal {
             Self::Closed => f.write_str("the client left while it was asked who it is"),
             Self::Io(error) => write!(f, "{error}"),
             Self::Protocol(what) => f.write_str(what),
-            Self::Failed { user, why } => write!(f, "authentication failed for user {user:?}: {why}"),
+            Self::Failed { user, why, .. } => write!(f, "authentication failed for user {user:?}: {why}"),
             Self::EmptyPassword(user) => write!(f, "authentication failed for user {user:?}: empty password"),
             Self::Lookup(error) => write!(f, "users cannot be looked up: {error}"),
             Self::Stopping => f.write_str("pgsteady stops"),
@@ -104,16 +127,29 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let users = store.users();
+    let failed = |why, words| Refusal::Failed { user: claim.user.into(), why, words };
+    let demand = match users.demand(claim.user, &claim.came) {
+        Demand::NoRule => return Err(failed("no rule of the HBA file is for it", "no authentication method is found")),
+        Demand::Reject => return Err(failed("a rule of the HBA file rejects it", "login rejected")),
+        demand => demand,
+    };
     let known = users.find(claim.user, claim.place).await.map_err(Refusal::Lookup)?;
+    if known.is_none() && users.tells_unknown(claim.place) && !demand.needs_nobody() {
+        return Err(failed("no such user", "no such user"));
+    }
     let known = known.as_deref();
     let mut exchange = Exchange { stream, rest, out, claim, store };
-    let server_login = if users.asks_scram(known) {
+    let server_login = if demand.asks_scram(known, &users) {
         exchange.scram(known).await
     } else {
-        match users.method {
-            AuthMethod::Trust => exchange.trust(&users, known),
-            AuthMethod::Password => exchange.password(known).await,
-            AuthMethod::Md5 | AuthMethod::ScramSha256 => exchange.md5(known).await,
+        match demand {
+            Demand::Any => exchange.any(),
+            Demand::Trust => exchange.trust(&users, known),
+            Demand::Peer { map } => exchange.peer(&users, known, map.as_deref()),
+            Demand::Certificate { map } => exchange.certificate(&users, known, map.as_deref()),
+            Demand::Password => exchange.password(known).await,
+            Demand::Ldap { options } => exchange.ldap(&options).await,
+            Demand::Md5 | Demand::Scram | Demand::NoRule | Demand::Reject => exchange.md5(known).await,
         }
     };
     if matches!(server_login, Err(Refusal::Failed { .. })) {
@@ -123,6 +159,9 @@ where
     Authentication::Ok.write(out)?;
     Ok(Identity { user: claim.user.into(), server_login })
 }
+
+/// PgBouncer's words for a SCRAM exchange that failed.
+const SASL_FAILED: &str = "SASL authentication failed";
 
 struct Exchange<'a, S> {
     stream: &'a mut S,
@@ -137,7 +176,56 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
         match known {
             Some(known) => Ok(known.login.clone()),
             None if users.is_open() => Ok(ServerLogin::Nothing),
-            None => Err(self.failed("no such user")),
+            None => Err(self.failed_with("no such user", "\"trust\" authentication failed")),
+        }
+    }
+
+    /// Whoever it is: the database entry says who logs in on the server.
+    fn any(&self) -> Result<ServerLogin, Refusal> {
+        if self.claim.came.has_forced_user || self.claim.place.is_none() {
+            return Ok(ServerLogin::Nothing);
+        }
+        Err(self.failed_with("the database entry has no user", "no such user"))
+    }
+
+    /// The operating system says who is at the other end of the Unix socket.
+    fn peer(&self, users: &Users, known: Option<&Known>, map: Option<&str>) -> Result<ServerLogin, Refusal> {
+        let rejected = || self.failed_with("the user of the system is another one", "unix socket login rejected");
+        let uid = self.claim.came.uid.ok_or_else(rejected)?;
+        let found = nix::unistd::User::from_uid(uid.into()).ok().flatten().ok_or_else(rejected)?;
+        if !users.is_named(&[found.name], map, self.claim.user) {
+            return Err(rejected());
+        }
+        self.known_login(known)
+    }
+
+    /// The certificate that it showed has its name.
+    fn certificate(&self, users: &Users, known: Option<&Known>, map: Option<&str>) -> Result<ServerLogin, Refusal> {
+        let names = self.claim.came.certified.unwrap_or_default();
+        if !users.is_named(names, map, self.claim.user) {
+            return Err(self.failed_with("the certificate is for another name", "certificate authentication failed"));
+        }
+        self.known_login(known)
+    }
+
+    fn known_login(&self, known: Option<&Known>) -> Result<ServerLogin, Refusal> {
+        let known = known.ok_or_else(|| self.failed_with("no such user", "certificate authentication failed"))?;
+        Ok(known.login.clone())
+    }
+
+    /// An LDAP server knows the password.
+    async fn ldap(&mut self, options: &str) -> Result<ServerLogin, Refusal> {
+        let password = self.ask(&Authentication::Cleartext).await?;
+        let text = String::from_utf8_lossy(password.reveal()).into_owned();
+        match ldap::check(options, self.claim.user, &text).await {
+            Ok(true) => Ok(ServerLogin::password(password.reveal())),
+            Ok(false) => {
+                Err(self.failed_with("the LDAP server does not take the password", "LDAP authentication failed"))
+            }
+            Err(error) => {
+                tracing::warn!(%error, user = self.claim.user, "the LDAP server could not be asked");
+                Err(self.failed_with("the LDAP server could not be asked", "LDAP authentication failed"))
+            }
         }
     }
 
@@ -190,7 +278,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
             Some(Known { stored: Some(Stored::Plain(_)), login, .. }) => Ok(login.clone()),
             _ => {
                 let (salt, iterations) = (keys.salt().to_vec(), keys.iterations());
-                let own = keys.unlocked(accepted.client_key).ok_or_else(|| self.failed("wrong password"))?;
+                let own = keys
+                    .unlocked(accepted.client_key)
+                    .ok_or_else(|| self.failed_with("wrong password", SASL_FAILED))?;
                 Ok(ServerLogin::Scram(Arc::new(ScramLogin { keys: own, salt, iterations })))
             }
         }
@@ -198,13 +288,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
 
     fn scram_error(&self, error: &ScramError, known: Option<&Known>) -> Refusal {
         match error {
-            ScramError::Proof => self.failed(why_not(known, "wrong password")),
+            ScramError::Proof => self.failed_with(why_not(known, "wrong password"), SASL_FAILED),
             error => Refusal::Protocol(error.to_string()),
         }
     }
 
     fn failed(&self, why: &'static str) -> Refusal {
-        Refusal::Failed { user: self.claim.user.into(), why }
+        self.failed_with(why, "password authentication failed")
+    }
+
+    fn failed_with(&self, why: &'static str, words: &'static str) -> Refusal {
+        Refusal::Failed { user: self.claim.user.into(), why, words }
     }
 
     /// Asks for a password or its like, and reads it.

@@ -1,6 +1,7 @@
 //! The lookup of users in PostgreSQL itself (PgBouncer's auth_query), on connections that never serve a client.
 //!
-//! The connections have `search_path = pg_catalog` from their startup packet and nobody can change it (CVE-2025-12819),
+//! The connections have `search_path = pg_catalog` from their startup packet (for PgBouncer's users that of the server: their
+//! functions stand elsewhere) and no client can change it (CVE-2025-12819),
 //! the name is a bound parameter, and by default a role that may not log in, or whose password has run out, has no
 //! secret (CVE-2025-2291).
 
@@ -17,7 +18,8 @@ use tokio_postgres::{Client, NoTls};
 use topology::{Address, Role, Watch};
 
 use super::store::Known;
-use crate::config::{Config, Login};
+use crate::config::{self, Config, Login, Secret};
+use crate::pgbouncer::log::{Level, say};
 use crate::tls::{self, Answer, Attempt, ServerTls};
 
 /// What is asked if the configuration does not say otherwise. Every name and operator is qualified.
@@ -48,17 +50,39 @@ pub struct Place {
     pub dbname: Arc<str>,
     /// Its nodes; the primary is asked first, then standbys: logins go on while there is no primary.
     pub watch: Watch,
-    /// TLS towards them.
-    pub tls: Arc<ServerTls>,
+    /// Its server as it is configured now, where there is no cluster.
+    pub address: Option<Address>,
+    /// TLS towards them; none where there is nowhere to ask.
+    pub tls: Option<Arc<ServerTls>>,
+    /// What is said of the lookup for this entry.
+    pub lookup: config::Lookup,
+    /// Nobody can be looked up here: why, for the log, and what a client is told of it.
+    pub broken: Option<(String, Option<String>)>,
 }
 
 /// Why a user could not be looked up. Clients are told that much and no more.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LookupError(String);
+pub struct LookupError {
+    why: String,
+    /// PostgreSQL refused the login: its own words.
+    refused: Option<String>,
+}
+
+impl LookupError {
+    fn new(why: impl Into<String>) -> Self {
+        Self { why: why.into(), refused: None }
+    }
+
+    /// PostgreSQL's words, if it refused the login of whoever asks.
+    #[must_use]
+    pub fn refused(&self) -> Option<&str> {
+        self.refused.as_deref()
+    }
+}
 
 impl fmt::Display for LookupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.why)
     }
 }
 
@@ -70,8 +94,12 @@ type Slot = Arc<tokio::sync::Mutex<Option<(Instant, Option<Arc<Known>>)>>>;
 
 pub(super) struct Lookup {
     query: String,
-    login: Login,
+    /// Who asks; none: only where an entry says who.
+    login: Option<Login>,
+    /// Passwords of those whom entries name.
+    passwords: HashMap<Arc<str>, Secret>,
     dbname: Option<Arc<str>>,
+    is_pgbouncer: bool,
     /// By entry and user.
     answers: Mutex<HashMap<Key, Slot>>,
     /// By entry and database.
@@ -80,18 +108,30 @@ pub(super) struct Lookup {
 
 impl fmt::Debug for Lookup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lookup").field("user", &self.login.user).finish_non_exhaustive()
+        f.debug_struct("Lookup").field("login", &self.login).finish_non_exhaustive()
     }
 }
 
 impl Lookup {
-    /// `None` if the configuration names no user for it.
-    pub(super) fn new(config: &Config) -> Option<Self> {
-        let user = config.auth.query_user.as_deref()?;
+    /// `None` if the configuration names no user for it. `listed` are passwords from the list of users.
+    pub(super) fn new(config: &Config, listed: impl Fn(&str) -> Option<Secret>) -> Option<Self> {
+        let of_entries = config.databases.values().chain(&config.any_database);
+        let named = of_entries.filter_map(|database| database.lookup.user.as_deref());
+        let passwords: HashMap<Arc<str>, Secret> =
+            named.clone().filter_map(|user| Some((user.into(), listed(user)?))).collect();
+        let user = config.auth.query_user.as_deref();
+        if user.is_none() && named.count() == 0 {
+            return None;
+        }
+        let password = || config.auth_query_password.clone().or_else(|| listed(user?));
+        let is_pgbouncer = config.dialect.pgbouncer().is_some();
         Some(Self {
             query: config.auth.query.clone().unwrap_or_else(|| DEFAULT_QUERY.to_owned()),
-            login: Login { user: user.into(), password: config.auth_query_password.clone() },
-            dbname: config.auth.query_database.as_deref().map(Into::into),
+            login: user.map(|user| Login { user: user.into(), password: password() }),
+            passwords,
+            is_pgbouncer,
+            // There it names an entry, which the place is of already.
+            dbname: config.auth.query_database.as_deref().filter(|_| !is_pgbouncer).map(Into::into),
             answers: Mutex::default(),
             pools: Mutex::default(),
         })
@@ -103,6 +143,13 @@ impl Lookup {
         if user.contains('\0') || user.len() > MAX_NAME_BYTES {
             return Ok(None);
         }
+        if self.login_for(place).is_none() {
+            return Ok(None);
+        }
+        if let Some((why, told)) = &place.broken {
+            say(Level::Error, format_args!("{why}"));
+            return Err(LookupError { why: why.clone(), refused: told.clone() });
+        }
         let slot = self.slot(user, place);
         let mut answer = slot.lock().await;
         if let Some((at, known)) = &*answer
@@ -113,6 +160,19 @@ impl Lookup {
         let known = self.ask(user, place).await?.map(|secret| Arc::new(Known::new(secret.as_deref())));
         *answer = Some((Instant::now(), known.clone()));
         Ok(known)
+    }
+
+    /// Whether users of this place are looked up.
+    pub(super) fn is_for(&self, place: &Place) -> bool {
+        self.login_for(place).is_some()
+    }
+
+    /// Who asks at this place.
+    fn login_for(&self, place: &Place) -> Option<Login> {
+        match &place.lookup.user {
+            Some(user) => Some(Login { user: user.as_str().into(), password: self.passwords.get(&**user).cloned() }),
+            None => self.login.clone(),
+        }
     }
 
     /// The next lookup of this user asks again.
@@ -144,7 +204,8 @@ impl Lookup {
         let pool = self.pool(place)?;
         for last in [false, true] {
             let connection = pool.get().await.map_err(said)?;
-            let asked = tokio::time::timeout(STEP_TIMEOUT, self.ask_on(&connection.client, user)).await;
+            let query = place.lookup.query.as_deref().unwrap_or(&self.query);
+            let asked = tokio::time::timeout(STEP_TIMEOUT, self.ask_on(&connection.client, query, user)).await;
             match asked {
                 Ok(Ok(answer)) => return Ok(answer),
                 // A connection with an unfinished question or a broken one is not given back.
@@ -152,19 +213,22 @@ impl Lookup {
                     tracing::debug!(error, "the lookup's connection was lost");
                     drop(managed::Object::take(connection));
                 }
-                Ok(Err(error)) => return Err(LookupError(error)),
+                Ok(Err(error)) => {
+                    say(Level::Error, format_args!("{}/{user}: S: error in auth_query: {error}", place.entry));
+                    return Err(LookupError::new(error));
+                }
                 Err(_) => {
                     drop(managed::Object::take(connection));
-                    return Err(LookupError(format!("no answer within {STEP_TIMEOUT:?}")));
+                    return Err(LookupError::new(format!("no answer within {STEP_TIMEOUT:?}")));
                 }
             }
         }
-        Err(LookupError("connections are lost as soon as they are made".to_owned()))
+        Err(LookupError::new("connections are lost as soon as they are made".to_owned()))
     }
 
     /// `None`: no such user. `Some(None)`: no password is right.
-    async fn ask_on(&self, client: &Client, user: &str) -> Result<Option<Option<String>>, String> {
-        let row = client.query_opt(&self.query, &[&user]).await.map_err(|e| describe(&e))?;
+    async fn ask_on(&self, client: &Client, query: &str, user: &str) -> Result<Option<Option<String>>, String> {
+        let row = client.query_opt(query, &[&user]).await.map_err(|e| describe(&e))?;
         let Some(row) = row else { return Ok(None) };
         if row.len() != 2 {
             return Err(format!("auth.query gives {} columns instead of name and secret", row.len()));
@@ -187,16 +251,17 @@ impl Lookup {
             pools.retain(|_, pool| pool.status().size > pool.status().available);
         }
         if pools.len() >= MAX_PLACES {
-            return Err(LookupError(format!("lookups in {MAX_PLACES} databases are under way already")));
+            return Err(LookupError::new(format!("lookups in {MAX_PLACES} databases are under way already")));
         }
-        let connections = Connections { place: place.clone(), login: self.login.clone(), dbname };
+        let login = self.login_for(place).ok_or_else(|| LookupError::new("nobody is named who may ask".to_owned()))?;
+        let connections = Connections { place: place.clone(), login, dbname, is_pgbouncer: self.is_pgbouncer };
         let pool = Pool::builder(connections)
             .max_size(MAX_CONNECTIONS)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(STEP_TIMEOUT))
             .create_timeout(Some(STEP_TIMEOUT))
             .build()
-            .map_err(|e| LookupError(e.to_string()))?;
+            .map_err(|e| LookupError::new(e.to_string()))?;
         pools.insert(key, pool.clone());
         Ok(pool)
     }
@@ -209,9 +274,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn said(error: PoolError<LookupError>) -> LookupError {
     match error {
         PoolError::Backend(error) => error,
-        PoolError::Timeout(TimeoutType::Wait) => LookupError(format!("no connection free within {STEP_TIMEOUT:?}")),
-        PoolError::Timeout(_) => LookupError(format!("no connection made within {STEP_TIMEOUT:?}")),
-        other => LookupError(other.to_string()),
+        PoolError::Timeout(TimeoutType::Wait) => {
+            LookupError::new(format!("no connection free within {STEP_TIMEOUT:?}"))
+        }
+        PoolError::Timeout(_) => LookupError::new(format!("no connection made within {STEP_TIMEOUT:?}")),
+        other => LookupError::new(other.to_string()),
     }
 }
 
@@ -229,6 +296,7 @@ struct Connections {
     place: Place,
     login: Login,
     dbname: Arc<str>,
+    is_pgbouncer: bool,
 }
 
 struct Connection {
@@ -242,15 +310,22 @@ impl managed::Manager for Connections {
     type Error = LookupError;
 
     async fn create(&self) -> Result<Connection, LookupError> {
+        if let Some(address) = &self.place.address {
+            return match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(address)).await {
+                Ok(Ok(client)) => Ok(Connection { client, node: 0 }),
+                Ok(Err(error)) => Err(error),
+                Err(_) => Err(LookupError::new(format!("{address}: no login within {CONNECT_TIMEOUT:?}"))),
+            };
+        }
         let topology = self.place.watch.now();
         let standbys = (0..topology.nodes.len()).filter(|n| topology.nodes[*n].role == Role::Standby);
-        let mut failed = LookupError("no node can be asked".to_owned());
+        let mut failed = LookupError::new("no node can be asked".to_owned());
         for node in topology.primary.into_iter().chain(standbys) {
             let address = &topology.nodes[node].address;
             match tokio::time::timeout(CONNECT_TIMEOUT, self.connect(address)).await {
                 Ok(Ok(client)) => return Ok(Connection { client, node }),
-                Ok(Err(error)) => failed = LookupError(format!("{address}: {error}")),
-                Err(_) => failed = LookupError(format!("{address}: no login within {CONNECT_TIMEOUT:?}")),
+                Ok(Err(error)) => failed = error,
+                Err(_) => failed = LookupError::new(format!("{address}: no login within {CONNECT_TIMEOUT:?}")),
             }
         }
         Err(failed)
@@ -268,10 +343,11 @@ impl managed::Manager for Connections {
 
 impl Connections {
     /// Goes through the attempts of the sslmode.
-    async fn connect(&self, address: &Address) -> Result<Client, String> {
-        let mut failed = String::new();
-        for attempt in self.place.tls.attempts(address) {
-            match self.attempt(address, *attempt).await {
+    async fn connect(&self, address: &Address) -> Result<Client, LookupError> {
+        let mut failed = LookupError::new("no way to connect");
+        let Some(tls) = &self.place.tls else { return Err(failed) };
+        for attempt in tls.attempts(address) {
+            match self.attempt(address, tls, *attempt).await {
                 Ok(client) => return Ok(client),
                 Err(error) => failed = error,
             }
@@ -279,29 +355,43 @@ impl Connections {
         Err(failed)
     }
 
-    async fn attempt(&self, address: &Address, attempt: Attempt) -> Result<Client, String> {
+    async fn attempt(&self, address: &Address, tls: &ServerTls, attempt: Attempt) -> Result<Client, LookupError> {
+        let cannot = |error: &dyn fmt::Display| LookupError::new(format!("{address}: {error}"));
         let stream: Box<dyn Stream> = match address {
             Address::Unix(directory, port) => {
                 let file = directory.join(format!(".s.PGSQL.{port}"));
-                Box::new(UnixStream::connect(file).await.map_err(|e| e.to_string())?)
+                Box::new(UnixStream::connect(file).await.map_err(|e| cannot(&e))?)
             }
             Address::Tcp(host, port) => {
-                let mut stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|e| e.to_string())?;
-                match tls::request(&mut stream, attempt).await.map_err(|e| e.to_string())? {
+                let mut stream = TcpStream::connect((host.as_str(), *port)).await.map_err(|e| cannot(&e))?;
+                match tls::request(&mut stream, attempt).await.map_err(|e| cannot(&e))? {
                     Answer::Plain => Box::new(stream),
-                    Answer::Tls => {
-                        Box::new(tls::connect(stream, host, &self.place.tls).await.map_err(|e| e.to_string())?.0)
-                    }
+                    Answer::Tls => Box::new(tls::connect(stream, host, tls).await.map_err(|e| cannot(&e))?.0),
                 }
             }
         };
         let mut options = tokio_postgres::Config::new();
         options.user(&*self.login.user).dbname(&*self.dbname).application_name("pgsteady lookup");
-        options.options("-c search_path=pg_catalog -c default_transaction_read_only=on");
+        if !self.is_pgbouncer {
+            options.options("-c search_path=pg_catalog -c default_transaction_read_only=on");
+        }
         if let Some(password) = &self.login.password {
             options.password(password.reveal());
         }
-        let (client, connection) = options.connect_raw(stream, NoTls).await.map_err(|e| describe(&e))?;
+        let (client, connection) = options.connect_raw(stream, NoTls).await.map_err(|error| {
+            if let Some(told) = error.as_db_error() {
+                let database = &self.place.entry;
+                let user = &self.login.user;
+                say(
+                    Level::Warning,
+                    format_args!("{database}/{user}: server login failed: {} {}", told.severity(), told.message()),
+                );
+            }
+            LookupError {
+                why: format!("{address}: {}", describe(&error)),
+                refused: error.as_db_error().map(|told| told.message().to_owned()),
+            }
+        })?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(error = describe(&error), "a connection of the lookup ended");

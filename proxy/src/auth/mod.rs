@@ -7,13 +7,15 @@ use pgwire::auth::{Secret, Stored, md5};
 use tokio::sync::Semaphore;
 
 pub mod client;
+mod hba;
+mod ldap;
 mod lookup;
 mod read;
 pub mod server;
 mod store;
 mod userlist;
 
-pub use client::{Claim, Refusal, authenticate};
+pub use client::{Came, Claim, Refusal, authenticate};
 pub use lookup::{LookupError, Place};
 pub use server::{Greeted, Link, LoginError, login};
 pub use store::Store;

@@ -8,9 +8,12 @@ use pgwire::auth::scram::{self, Keys};
 use pgwire::auth::{Secret, Stored};
 use tokio::sync::OnceCell;
 
+use super::client::Came;
+use super::hba::{self, Hba, Ident};
 use super::lookup::{Lookup, LookupError, Place};
 use super::{Hashing, ServerLogin, userlist};
-use crate::config::{AuthMethod, Config};
+use crate::config::{self, AuthMethod, Config};
+use crate::pgbouncer::log::{Level, say};
 
 /// Everybody who may log in. Shared; a reload replaces what it holds.
 #[derive(Debug)]
@@ -24,9 +27,13 @@ pub struct Store {
 /// The users of one configuration.
 #[derive(Debug)]
 pub(super) struct Users {
-    pub(super) method: AuthMethod,
+    method: AuthMethod,
     listed: HashMap<Arc<str>, Arc<Known>>,
     lookup: Option<Lookup>,
+    hba: Hba,
+    ident: Ident,
+    ldap: String,
+    is_pgbouncer: bool,
     /// Unknown users are asked by SCRAM where known ones would be.
     mock_is_scram: bool,
 }
@@ -38,6 +45,8 @@ pub(super) struct Known {
     pub(super) stored: Option<Stored>,
     /// With what it logs in on a server if the client adds nothing.
     pub(super) login: ServerLogin,
+    /// It stands in the list of users, perhaps without a password.
+    is_listed: bool,
     /// The SCRAM keys of a plain password, made at the first login.
     made: OnceCell<Option<Keys>>,
 }
@@ -46,7 +55,7 @@ impl Known {
     pub(super) fn new(secret: Option<&str>) -> Self {
         let stored = secret.filter(|text| !text.is_empty()).map(|text| Stored::parse(text.as_bytes()));
         let login = stored.as_ref().map_or(ServerLogin::Nothing, ServerLogin::stored);
-        Self { stored, login, made: OnceCell::new() }
+        Self { stored, login, is_listed: false, made: OnceCell::new() }
     }
 }
 
@@ -75,6 +84,12 @@ impl Store {
     #[must_use]
     pub fn server_login(&self, user: &str) -> ServerLogin {
         self.users().listed.get(user).map_or(ServerLogin::Nothing, |known| known.login.clone())
+    }
+
+    /// The users that are listed.
+    #[must_use]
+    pub fn listed(&self) -> Vec<Arc<str>> {
+        self.users().listed.keys().cloned().collect()
     }
 
     pub(super) fn users(&self) -> Arc<Users> {
@@ -106,21 +121,29 @@ impl Users {
         }
         for (name, user) in &config.users {
             let secret = user.password.as_ref().map(|secret| secret.reveal());
-            if secret.is_some() || !listed.contains_key(name) {
+            let is_listed = secret.is_some() || config.dialect.pgbouncer().is_none();
+            if is_listed && (secret.is_some() || !listed.contains_key(name)) {
                 listed.insert(name.clone(), Arc::new(Known::new(secret)));
             }
         }
-        let lookup = Lookup::new(config);
+        let lookup = Lookup::new(config, |user| match listed.get(user)?.stored.as_ref()? {
+            Stored::Plain(password) => Some(config::Secret::new(&String::from_utf8_lossy(password.reveal()))),
+            Stored::Md5(_) | Stored::Scram(_) => None,
+        });
         let is_scram = |known: &Arc<Known>| matches!(known.stored, Some(Stored::Scram(_)));
-        let mock_is_scram = lookup.is_some() || (!listed.is_empty() && listed.values().all(is_scram));
-        Ok(Self { method: config.auth.method, listed, lookup, mock_is_scram })
+        let mock_is_scram = config.dialect.pgbouncer().is_none()
+            && (lookup.is_some() || (!listed.is_empty() && listed.values().all(is_scram)));
+        let is_pgbouncer = config.dialect.pgbouncer().is_some();
+        let (hba, ident) = read_rules(config)?;
+        let ldap = config.auth.ldap_options.clone().unwrap_or_default();
+        Ok(Self { method: config.auth.method, listed, lookup, hba, ident, ldap, is_pgbouncer, mock_is_scram })
     }
 
     /// What is known of a user; `None` if nothing.
     pub(super) async fn find(&self, user: &str, place: Option<&Place>) -> Result<Option<Arc<Known>>, LookupError> {
         let listed = self.listed.get(user);
         match (listed, &self.lookup, place) {
-            (Some(known), Some(lookup), Some(place)) if known.stored.is_none() => {
+            (Some(known), Some(lookup), Some(place)) if known.stored.is_none() && !known.is_listed => {
                 Ok(lookup.find(user, place).await?.or_else(|| Some(known.clone())))
             }
             (Some(known), _, _) => Ok(Some(known.clone())),
@@ -136,19 +159,134 @@ impl Users {
         }
     }
 
+    /// Whether users are looked up at this place, and nobody pretends to know those who are not found there (as PgBouncer).
+    pub(super) fn tells_unknown(&self, place: Option<&Place>) -> bool {
+        self.is_pgbouncer && self.lookup.as_ref().zip(place).is_some_and(|(lookup, place)| lookup.is_for(place))
+    }
+
     /// Whether there is any word of who may log in; without one, `trust` trusts everybody.
     pub(super) fn is_open(&self) -> bool {
         self.listed.is_empty() && self.lookup.is_none()
     }
 
+    /// What a client has to pass.
+    pub(super) fn demand(&self, user: &str, came: &Came<'_>) -> Demand {
+        let rule = match self.method {
+            AuthMethod::Any => return Demand::Any,
+            AuthMethod::Trust => return Demand::Trust,
+            AuthMethod::Password => return Demand::Password,
+            AuthMethod::Md5 => return Demand::Md5,
+            AuthMethod::ScramSha256 => return Demand::Scram,
+            AuthMethod::Cert => return Demand::Certificate { map: None },
+            AuthMethod::Ldap => return Demand::Ldap { options: self.ldap.clone() },
+            AuthMethod::Hba => self.hba.find(user, came),
+        };
+        let Some(rule) = rule else { return Demand::NoRule };
+        match rule.method {
+            hba::Method::Trust => Demand::Trust,
+            hba::Method::Reject => Demand::Reject,
+            hba::Method::Md5 => Demand::Md5,
+            hba::Method::Password => Demand::Password,
+            hba::Method::Scram => Demand::Scram,
+            hba::Method::Peer => Demand::Peer { map: rule.map.clone() },
+            hba::Method::Cert => Demand::Certificate { map: rule.map.clone() },
+            hba::Method::Ldap => Demand::Ldap { options: rule.ldap.clone() },
+        }
+    }
+
+    /// Whether one of these names, of a certificate or the system, may be this user.
+    pub(super) fn is_named(&self, names: &[String], map: Option<&str>, user: &str) -> bool {
+        match map {
+            None => names.iter().any(|name| name == user),
+            Some(map) => names.iter().any(|name| self.ident.allows(map, name, user)),
+        }
+    }
+}
+
+/// What a client has to pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Demand {
+    Any,
+    Trust,
+    Password,
+    Md5,
+    Scram,
+    Peer {
+        map: Option<String>,
+    },
+    Certificate {
+        map: Option<String>,
+    },
+    Ldap {
+        options: String,
+    },
+    /// It is not let in.
+    Reject,
+    /// No rule is for it.
+    NoRule,
+}
+
+impl Demand {
     /// Whether a user is asked by SCRAM.
-    pub(super) fn asks_scram(&self, known: Option<&Known>) -> bool {
-        match (self.method, known.and_then(|known| known.stored.as_ref())) {
-            (AuthMethod::ScramSha256, _) | (AuthMethod::Md5, Some(Stored::Scram(_))) => true,
-            (AuthMethod::Md5, None) => self.mock_is_scram,
+    pub(super) fn asks_scram(&self, known: Option<&Known>, users: &Users) -> bool {
+        match (self, known.and_then(|known| known.stored.as_ref())) {
+            (Self::Scram, _) | (Self::Md5, Some(Stored::Scram(_))) => true,
+            (Self::Md5, None) => users.mock_is_scram,
             _ => false,
         }
     }
+
+    /// Whether it may be passed by somebody of whom nothing is stored.
+    pub(super) fn needs_nobody(&self) -> bool {
+        matches!(self, Self::Any | Self::Ldap { .. })
+    }
+}
+
+/// The rules and the maps that a configuration names.
+fn read_rules(config: &Config) -> Result<(Hba, Ident), String> {
+    let read = |file: &Path| -> Result<String, String> {
+        let said = |error: std::io::Error| format!("{}: {error}", file.display());
+        if std::fs::metadata(file).map_err(said)?.len() > hba::MAX_FILE_BYTES {
+            return Err(format!("{} is longer than {} bytes", file.display(), hba::MAX_FILE_BYTES));
+        }
+        std::fs::read_to_string(file).map_err(said)
+    };
+    let (mut rules, mut maps) = (Hba::default(), Ident::default());
+    if config.auth.method != AuthMethod::Hba {
+        return Ok((rules, maps));
+    }
+    let is_pgbouncer = config.dialect.pgbouncer().is_some();
+    if let Some(file) = &config.auth.hba_file {
+        match read(file) {
+            Ok(text) => {
+                let beside = |name: &str| read(&file.parent().unwrap_or(Path::new("")).join(name)).ok();
+                let (parsed, bad) = Hba::parse(&text, beside);
+                rules = parsed;
+                for (line, why) in bad {
+                    say(Level::Warning, format_args!("hba line {line}: {why}"));
+                    say(Level::Warning, format_args!("could not parse hba config line {line}"));
+                    tracing::warn!(file = %file.display(), line, why, "a line of the HBA file is not understood, and passed over");
+                }
+            }
+            Err(why) if is_pgbouncer => say(Level::Error, format_args!("could not open hba config file {why}")),
+            Err(why) => return Err(format!("auth.hba_file {why}")),
+        }
+    }
+    if let Some(file) = &config.auth.ident_file {
+        match read(file) {
+            Ok(text) => {
+                let (parsed, bad) = Ident::parse(&text);
+                maps = parsed;
+                for (line, why) in bad {
+                    say(Level::Warning, format_args!("could not parse ident config line {line}: {why}"));
+                    tracing::warn!(file = %file.display(), line, why, "a line of the ident file is not understood, and passed over");
+                }
+            }
+            Err(why) if is_pgbouncer => say(Level::Error, format_args!("could not open ident config file {why}")),
+            Err(why) => return Err(format!("auth.ident_file {why}")),
+        }
+    }
+    Ok((rules, maps))
 }
 
 fn read_list(file: &Path) -> Result<Vec<(String, Known)>, String> {
@@ -158,5 +296,8 @@ fn read_list(file: &Path) -> Result<Vec<(String, Known)>, String> {
     }
     let text = std::fs::read_to_string(file).map_err(|e| e.to_string())?;
     let users = userlist::parse(&text)?;
-    Ok(users.into_iter().map(|(user, secret)| (user, Known::new(Some(secret.reveal())))).collect())
+    Ok(users
+        .into_iter()
+        .map(|(user, secret)| (user, Known { is_listed: true, ..Known::new(Some(secret.reveal())) }))
+        .collect())
 }

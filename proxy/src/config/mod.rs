@@ -145,7 +145,7 @@ pub struct ClusterNode {
 }
 
 /// Where a database is.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Target {
     /// On this cluster (a key of `Config::clusters`).
     Cluster(Arc<str>),
@@ -182,6 +182,53 @@ pub struct Database {
     pub resolve_commits: bool,
     /// What happens to a session that sets `synchronous_commit` below `on`.
     pub synchronous_commit: SynchronousCommit,
+    /// Hosts that are the same to its users, the target first; empty: the target alone.
+    pub hosts: Vec<Address>,
+    /// Stay with a host until it fails; else take them in turn.
+    pub stays_with_host: bool,
+    /// Servers for those who waited long, on top of `pool_size`.
+    pub reserve_pool_size: usize,
+    /// Servers of all its pools; 0: no limit.
+    pub max_servers: usize,
+    /// Clients; 0: no limit.
+    pub max_clients: usize,
+    /// Age at which a server is closed; none: `limits.server_lifetime`.
+    pub server_lifetime: Option<Duration>,
+    /// What goes into the startup packet to a server, besides user and database.
+    pub startup: Vec<(String, String)>,
+    /// What is run on a new server before anybody gets it.
+    pub connect_query: Option<String>,
+    /// Who looks users up instead of `auth.query_user`, by what, and where.
+    pub lookup: Lookup,
+}
+
+/// How the users of one database entry are looked up; what is `None` comes from `[auth]`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Lookup {
+    /// The role that asks.
+    pub user: Option<String>,
+    /// The query.
+    pub query: Option<String>,
+    /// The database, or the entry, that it is asked in.
+    pub database: Option<String>,
+}
+
+impl Database {
+    /// Whether both lead to the same place in the same way, so that a server of one will do for the other.
+    #[must_use]
+    pub fn leads_where(&self, other: &Self) -> bool {
+        let key = |d: &Self| {
+            (
+                d.target.clone(),
+                d.hosts.clone(),
+                d.dbname.clone(),
+                d.forced.clone(),
+                d.startup.clone(),
+                d.connect_query.clone(),
+            )
+        };
+        key(self) == key(other) && self.tls == other.tls && self.stays_with_host == other.stays_with_host
+    }
 }
 
 impl Config {

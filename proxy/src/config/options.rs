@@ -42,6 +42,8 @@ words! {
 words! {
     /// How clients prove who they are.
     AuthMethod {
+        /// They do not, and whoever they say to be is not asked for: the database entry has a user.
+        "any" => Any,
         /// They do not; the user must be known, if users are named anywhere.
         "trust" => Trust,
         /// Password in the clear.
@@ -50,6 +52,13 @@ words! {
         "md5" => Md5,
         /// SCRAM-SHA-256, with channel binding (SCRAM-SHA-256-PLUS) over TLS.
         "scram-sha-256" => ScramSha256,
+        /// Certificate of the client, with the user as its common name or one of its DNS names; wants
+        /// `listen.tls.sslmode = "verify-full"`.
+        "cert" => Cert,
+        /// Password in the clear, checked by an LDAP server (`ldap_options`).
+        "ldap" => Ldap,
+        /// By line of `hba_file`.
+        "hba" => Hba,
     }
 }
 
@@ -155,6 +164,12 @@ section! {
         key: Option<PathBuf>,
         /// Certificates (PEM) of the authorities that sign client certificates.
         ca: Option<PathBuf>,
+        /// Protocol versions, with commas between them: `tlsv1.2`, `tlsv1.3`, or `secure` (both), or `all`.
+        protocols: Option<String>,
+        /// Ciphers up to TLS 1.2, as OpenSSL writes them.
+        ciphers: Option<String>,
+        /// Cipher suites of TLS 1.3, with colons between them.
+        tls13_ciphers: Option<String>,
     }
 }
 
@@ -177,6 +192,10 @@ section! {
         idle_transaction_timeout: Option<Duration> = "\"0s\"",
         /// Time a client may stay idle outside a transaction before it is closed.
         client_idle_timeout: Option<Duration> = "\"0s\"",
+        /// Time a query may take before its client and server are closed.
+        query_timeout: Option<Duration> = "\"0s\"",
+        /// Time a transaction may take before its client and server are closed.
+        transaction_timeout: Option<Duration> = "\"0s\"",
         /// Time an unused server is kept above `min_pool_size`.
         server_idle_timeout: Option<Duration> = "\"600s\"",
         /// Age at which a server is closed when it is given back.
@@ -214,6 +233,16 @@ section! {
         query_password_file: Option<PathBuf>,
         /// Database in which the lookup runs; default: the one the client asks for.
         query_database: Option<String>,
+        /// Rules for method `hba`, in the form of `pg_hba.conf`.
+        hba_file: Option<PathBuf>,
+        /// Maps of names for rules with `map=`, in the form of `pg_ident.conf`.
+        ident_file: Option<PathBuf>,
+        /// The LDAP server for method `ldap`, in the words of `pg_hba.conf`: `ldapserver=… ldapprefix=…`, or `ldapurl=…`.
+        ldap_options: Option<String>,
+        /// Users who may log in to the console (database `pgbouncer`) and do everything there, with commas between them.
+        console_admins: Option<String>,
+        /// Users who may look there, and no more.
+        console_watchers: Option<String>,
     }
 }
 
@@ -231,6 +260,18 @@ section! {
         pool_size: Option<usize>,
         /// Clients of this user at a time.
         max_clients: Option<usize>,
+        /// Servers of this user at a time, in all its pools together.
+        max_servers: Option<usize>,
+        /// Servers of each of this user's pools for those who waited long, on top of `pool_size`; default: the database's.
+        reserve_pool_size: Option<usize>,
+        /// As `limits.query_timeout`, for this user.
+        query_timeout: Option<Duration>,
+        /// As `limits.transaction_timeout`, for this user.
+        transaction_timeout: Option<Duration>,
+        /// As `limits.idle_transaction_timeout`, for this user.
+        idle_transaction_timeout: Option<Duration>,
+        /// As `limits.client_idle_timeout`, for this user.
+        client_idle_timeout: Option<Duration>,
     }
 }
 
@@ -307,6 +348,12 @@ section! {
         certificate: Option<PathBuf>,
         /// Private key (PEM) of that certificate.
         key: Option<PathBuf>,
+        /// Protocol versions, with commas between them: `tlsv1.2`, `tlsv1.3`, or `secure` (both), or `all`.
+        protocols: Option<String>,
+        /// Ciphers up to TLS 1.2, as OpenSSL writes them.
+        ciphers: Option<String>,
+        /// Cipher suites of TLS 1.3, with colons between them.
+        tls13_ciphers: Option<String>,
     }
 }
 
@@ -350,6 +397,14 @@ section! {
 impl ServerTls {
     /// What holds when the file has no section for it.
     pub(super) fn none_given() -> Self {
-        Self { sslmode: SslMode::Prefer, ca: None, certificate: None, key: None }
+        Self {
+            sslmode: SslMode::Prefer,
+            ca: None,
+            certificate: None,
+            key: None,
+            protocols: None,
+            ciphers: None,
+            tls13_ciphers: None,
+        }
     }
 }

@@ -10,7 +10,7 @@ use topology::Address;
 use super::build::Reader;
 use super::options::{ClusterOptions, DatabaseOptions, NodeOptions};
 use super::section::Table;
-use super::{Cluster, ClusterNode, Database, Login, Managed, ServerTls, SslMode, Target};
+use super::{Cluster, ClusterNode, Database, Login, Lookup, Managed, ServerTls, SslMode, Target};
 
 impl Reader<'_, '_> {
     /// The clusters by name; `None` for one with an error, so that an entry that names it is not blamed too.
@@ -170,6 +170,15 @@ impl Reader<'_, '_> {
             forced: options.user.map(|user| Login { user: user.as_str().into(), password }),
             pool_mode: options.pool_mode,
             pool_size: options.pool_size,
+            hosts: Vec::new(),
+            stays_with_host: false,
+            reserve_pool_size: 0,
+            max_servers: 0,
+            max_clients: 0,
+            server_lifetime: None,
+            startup: vec![("application_name".to_owned(), "pgsteady".to_owned())],
+            connect_query: None,
+            lookup: Lookup::default(),
             min_pool_size: options.min_pool_size,
             max_wait: options.max_wait.unwrap_or(max_wait),
             route: options.route,

@@ -90,9 +90,6 @@ impl DatabaseLine {
             "password" => self.password = Some(Secret::new(&value)),
             "auth_user" => self.auth_user = Some(value),
             "auth_query" => self.auth_query = Some(value),
-            "auth_dbname" if value == "pgbouncer" => {
-                return Err("cannot use the reserved \"pgbouncer\" database as an auth_dbname".to_owned());
-            }
             "auth_dbname" => self.auth_dbname = Some(value),
             "pool_size" => self.pool_size = Some(leading(&value)),
             "min_pool_size" => self.min_pool_size = Some(leading(&value)),

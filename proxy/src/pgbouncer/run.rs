@@ -15,9 +15,14 @@ use super::log::{Level, Log, say};
 use super::process::{self, Pidfile};
 use super::{SETTINGS, Settings, VERSION};
 use crate::config::Config;
+use crate::console::Order;
+use crate::counts::Ending;
 use crate::serve::Proxy;
+use crate::shared::Shared;
 use crate::tls::TlsState;
 
+/// What is told when new TLS settings are not good.
+const TLS_NOT_APPLIED: &str = "TLS settings could not be applied, still using old configuration";
 /// Between two looks at whether the last client has gone.
 const END_POLL: Duration = Duration::from_millis(20);
 
@@ -125,37 +130,47 @@ fn limits(loaded: &Loaded) {
 
 async fn serve(config: Arc<Config>, log: &Log) -> Result<(), String> {
     let mut signals = Signals::new().map_err(|error| error.to_string())?;
-    let proxy = Proxy::start(&config, &HashMap::new())?;
+    let mut proxy = Proxy::start(&config, &HashMap::new())?;
     let pidfile = config.dialect.pgbouncer().map_or("", |loaded| &loaded.settings.pidfile);
     let _pidfile = Pidfile::write(pidfile)?;
     say(Level::Log, format_args!("process up: {VERSION}, {}", parts().join(", ")));
     let mut current = config;
-    let mut ending = false;
     loop {
+        let shared = proxy.shared().clone();
+        let ending = shared.ending();
         tokio::select! {
-            name = signals.next() => match name {
-                "SIGHUP" => current = reload(&proxy, current, log),
-                "SIGQUIT" => {
-                    say(Level::Log, format_args!("got SIGQUIT, fast exit"));
-                    return Ok(());
+            name = signals.next() => match signal_means(name, &shared) {
+                Meaning::Nothing => {}
+                Meaning::Reload => {
+                    say(Level::Log, format_args!("got SIGHUP, re-reading config"));
+                    current = reload(&proxy, current, log).0;
                 }
-                name if ending => {
-                    say(Level::Log, format_args!("got {name} while shutting down, fast exit"));
-                    return Ok(());
-                }
-                name => {
-                    let waits = if name == "SIGTERM" {
-                        "waiting for all clients disconnect"
-                    } else {
-                        "waiting for all servers connections to be released"
-                    };
-                    say(Level::Log, format_args!("got {name}, shutting down, {waits}"));
-                    proxy.drain();
-                    ending = true;
-                }
+                Meaning::End => return Ok(()),
+                Meaning::Ending(how) => end(&proxy, how),
             },
-            () = sleep(END_POLL), if ending => {
-                if proxy.is_drained() {
+            order = proxy.order() => match order {
+                Order::Reload(done) => {
+                    let (new, good) = reload(&proxy, current, log);
+                    current = new;
+                    let _ = done.send(if good { Ok(()) } else { Err(String::new()) });
+                }
+                Order::Set(key, value, done) => {
+                    let changed = set(&proxy, &current, log, &key, &value);
+                    let _ = done.send(changed.map(|(new, notice)| {
+                        current = new;
+                        notice
+                    }));
+                }
+                Order::Shutdown(None) => return Ok(()),
+                Order::Shutdown(Some(how)) => end(&proxy, how),
+            },
+            () = sleep(END_POLL), if ending.is_some() => {
+                if shared.has_ended() {
+                    let what = match ending {
+                        Some(Ending::WaitForServers) => "server",
+                        _ => "client",
+                    };
+                    say(Level::Log, format_args!("{what} connections dropped, exiting"));
                     return Ok(());
                 }
             }
@@ -163,24 +178,113 @@ async fn serve(config: Arc<Config>, log: &Log) -> Result<(), String> {
     }
 }
 
-/// Reads the configuration again; what can be used of it is.
-fn reload(proxy: &Proxy, current: Arc<Config>, log: &Log) -> Arc<Config> {
-    say(Level::Log, format_args!("got SIGHUP, re-reading config"));
-    let Some(loaded) = current.dialect.pgbouncer() else { return current };
+/// The program ends when what is waited for is over.
+fn end(proxy: &Proxy, how: Ending) {
+    proxy.shared().end(how);
+    proxy.drain();
+}
+
+/// What a signal asks for.
+enum Meaning {
+    Nothing,
+    Reload,
+    End,
+    Ending(Ending),
+}
+
+fn signal_means(name: &str, shared: &Arc<Shared>) -> Meaning {
+    match name {
+        "SIGHUP" => Meaning::Reload,
+        "SIGQUIT" => {
+            say(Level::Log, format_args!("got SIGQUIT, fast exit"));
+            Meaning::End
+        }
+        "SIGUSR1" => {
+            if shared.is_paused() || shared.is_suspended() {
+                say(Level::Log, format_args!("got SIGUSR1, but already paused/suspended"));
+            } else {
+                say(Level::Log, format_args!("got SIGUSR1, pausing all activity"));
+                shared.set_paused(true);
+            }
+            Meaning::Nothing
+        }
+        "SIGUSR2" => {
+            let what = match (shared.ending(), shared.is_paused(), shared.is_suspended()) {
+                (Some(_), ..) => "got SIGUSR2 while shutting down, ignoring",
+                (None, true, _) => "got SIGUSR2, continuing from PAUSE",
+                (None, _, true) => "got SIGUSR2, continuing from SUSPEND",
+                _ => "got SIGUSR2, but not paused/suspended",
+            };
+            say(Level::Log, format_args!("{what}"));
+            if shared.ending().is_none() {
+                shared.set_paused(false);
+                shared.set_suspended(false);
+            }
+            Meaning::Nothing
+        }
+        name if shared.ending().is_some() => {
+            say(Level::Log, format_args!("got {name} while shutting down, fast exit"));
+            Meaning::End
+        }
+        "SIGTERM" => {
+            say(Level::Log, format_args!("got SIGTERM, shutting down, waiting for all clients disconnect"));
+            Meaning::Ending(Ending::WaitForClients)
+        }
+        name => {
+            say(
+                Level::Log,
+                format_args!("got {name}, shutting down, waiting for all servers connections to be released"),
+            );
+            Meaning::Ending(Ending::WaitForServers)
+        }
+    }
+}
+
+/// Reads the configuration again; what can be used of it is. Whether all of it could be.
+fn reload(proxy: &Proxy, current: Arc<Config>, log: &Log) -> (Arc<Config>, bool) {
+    let Some(loaded) = current.dialect.pgbouncer() else { return (current, true) };
     let (good, loaded, said) = loaded.read();
     tell(&said);
     if !good {
         say(Level::Warning, format_args!("config file loading failed"));
     }
     log.reopen(&loaded.settings);
-    let taken = loaded.config().map_err(|error| error.to_string()).map(Arc::new);
-    match taken.and_then(|new| proxy.reload(new.clone()).map(|_| new)) {
-        Ok(new) => new,
+    match take(proxy, &loaded) {
+        Ok((new, _)) => (new, good),
         Err(why) => {
             say(Level::Error, format_args!("{why}"));
-            current
+            (current, false)
         }
     }
+}
+
+fn take(proxy: &Proxy, loaded: &Loaded) -> Result<(Arc<Config>, Option<String>), String> {
+    let new = Arc::new(loaded.config().map_err(|error| error.to_string())?);
+    let mut notice = None;
+    if let Err(why) = proxy.reload_tls(&new) {
+        say(Level::Error, format_args!("{why}"));
+        say(Level::Error, format_args!("{TLS_NOT_APPLIED}"));
+        notice = Some(TLS_NOT_APPLIED.to_owned());
+    }
+    proxy.reload(&new).map(|_| (new, notice))
+}
+
+/// SET on the console.
+fn set(
+    proxy: &Proxy,
+    current: &Arc<Config>,
+    log: &Log,
+    key: &str,
+    value: &str,
+) -> Result<(Arc<Config>, Option<String>), String> {
+    let Some(loaded) = current.dialect.pgbouncer() else { return Ok((current.clone(), None)) };
+    let mut loaded = Loaded::clone(loaded);
+    let changed = loaded.set(key, value).and_then(|()| take(proxy, &loaded));
+    match &changed {
+        Ok(_) => log.reopen(&loaded.settings),
+        Err(why) => say(Level::Error, format_args!("{why}")),
+    }
+    changed
 }
 
 /// The signals that mean something.
@@ -195,6 +299,8 @@ impl Signals {
             ("SIGTERM", SignalKind::terminate()),
             ("SIGINT", SignalKind::interrupt()),
             ("SIGQUIT", SignalKind::quit()),
+            ("SIGUSR1", SignalKind::user_defined1()),
+            ("SIGUSR2", SignalKind::user_defined2()),
         ];
         let all = known.into_iter().map(|(name, kind)| Ok((name, signal(kind)?))).collect::<std::io::Result<_>>()?;
         Ok(Self { all })

@@ -1,5 +1,7 @@
 //! The settings of `[pgbouncer]`, said once: name, type, default, whether a reload changes it. Not what they do.
 
+use std::time::Duration;
+
 use super::value::{AuthType, Seconds, SettingValue};
 use crate::config::{PoolMode, SslMode};
 
@@ -185,6 +187,18 @@ settings! {
     unix_socket_mode: i32 = "0777", boot;
     user: Option<String>, boot;
     verbose: i32, live;
+}
+
+impl Settings {
+    /// After which idle time a server is asked what before it is lent; none: it is not.
+    pub(crate) fn check_query(&self) -> Option<(Duration, String)> {
+        let query = match self.server_check_query.as_str() {
+            "" => return None,
+            "<empty>" => String::new(),
+            query => query.to_owned(),
+        };
+        Some((self.server_check_delay.duration(), query))
+    }
 }
 
 #[cfg(test)]

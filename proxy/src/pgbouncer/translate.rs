@@ -11,7 +11,7 @@ use topology::Address;
 use super::connstr::{DatabaseLine, UserLine};
 use super::{AuthType, Loaded, Seconds, Settings};
 use crate::config::{
-    AuthMethod, Config, Database, Dialect, FileMode, ListenAddress, ListenTls, Login, Route, ServerTls,
+    AuthMethod, Config, Database, Dialect, FileMode, ListenAddress, ListenTls, Login, Lookup, Route, ServerTls,
     SynchronousCommit, Target, User,
 };
 
@@ -87,6 +87,9 @@ fn limits(settings: &Settings, config: &mut Config) {
     limits.query_wait_timeout = wait(settings.query_wait_timeout);
     limits.idle_transaction_timeout = settings.idle_transaction_timeout.limit();
     limits.client_idle_timeout = settings.client_idle_timeout.limit();
+    limits.query_timeout = settings.query_timeout.limit();
+    limits.transaction_timeout = settings.transaction_timeout.limit();
+    limits.hold_clients = MAX_COUNT; // it counts all who wait
     limits.server_idle_timeout = settings.server_idle_timeout.limit();
     limits.server_lifetime = Some(settings.server_lifetime.duration());
     limits.server_connect_timeout = wait(settings.server_connect_timeout);
@@ -100,6 +103,9 @@ fn listen_tls(settings: &Settings) -> ListenTls {
         certificate: path(&settings.client_tls_cert_file),
         key: path(&settings.client_tls_key_file),
         ca: path(&settings.client_tls_ca_file),
+        protocols: Some(settings.client_tls_protocols.clone()),
+        ciphers: ciphers(&settings.client_tls_ciphers),
+        tls13_ciphers: settings.client_tls13_ciphers.clone().filter(|suites| !suites.is_empty()),
     }
 }
 
@@ -107,20 +113,35 @@ fn server_tls(settings: &Settings) -> ServerTls {
     ServerTls {
         sslmode: settings.server_tls_sslmode,
         ca: path(&settings.server_tls_ca_file),
+        protocols: Some(settings.server_tls_protocols.clone()),
+        ciphers: ciphers(&settings.server_tls_ciphers),
+        tls13_ciphers: settings.server_tls13_ciphers.clone().filter(|suites| !suites.is_empty()),
         certificate: path(&settings.server_tls_cert_file),
         key: path(&settings.server_tls_key_file),
     }
 }
 
+/// OpenSSL's text for what libtls calls a list of ciphers; `None`: OpenSSL's own choice.
+fn ciphers(text: &str) -> Option<String> {
+    match text {
+        "" | "default" | "secure" => None,
+        "normal" | "fast" | "compat" => Some("HIGH:!aNULL".to_owned()),
+        "all" => Some("ALL:!aNULL:!eNULL".to_owned()),
+        other => Some(other.to_owned()),
+    }
+}
+
 fn method(auth_type: AuthType) -> Result<AuthMethod, Untranslatable> {
     match auth_type {
-        AuthType::Any | AuthType::Trust => Ok(AuthMethod::Trust),
+        AuthType::Any => Ok(AuthMethod::Any),
+        AuthType::Trust => Ok(AuthMethod::Trust),
         AuthType::Plain => Ok(AuthMethod::Password),
         AuthType::Md5 => Ok(AuthMethod::Md5),
         AuthType::ScramSha256 => Ok(AuthMethod::ScramSha256),
-        AuthType::Cert | AuthType::Hba | AuthType::Ldap | AuthType::Pam => {
-            Err(Untranslatable(format!("auth_type {auth_type:?} is not supported")))
-        }
+        AuthType::Cert => Ok(AuthMethod::Cert),
+        AuthType::Hba => Ok(AuthMethod::Hba),
+        AuthType::Ldap => Ok(AuthMethod::Ldap),
+        AuthType::Pam => Err(Untranslatable("auth_type pam is not supported by this build".to_owned())),
     }
 }
 
@@ -128,21 +149,39 @@ fn lookup(loaded: &Loaded, config: &mut Config) {
     config.auth.query_user.clone_from(&loaded.settings.auth_user);
     config.auth.query = Some(loaded.settings.auth_query.clone());
     config.auth.query_database.clone_from(&loaded.settings.auth_dbname);
+    config.auth.hba_file = path(&loaded.settings.auth_hba_file);
+    config.auth.ident_file = path(loaded.settings.auth_ident_file.as_deref().unwrap_or(""));
+    config.auth.ldap_options.clone_from(&loaded.settings.auth_ldap_options);
+    config.auth.console_admins = Some(loaded.settings.admin_users.clone());
+    config.auth.console_watchers = Some(loaded.settings.stats_users.clone());
 }
 
 fn user(name: &str, line: &UserLine) -> User {
+    let seconds =
+        |time: Option<i32>| time.filter(|time| *time > 0).map(|time| Duration::from_secs(time.unsigned_abs().into()));
     User {
         name: name.to_owned(),
         password: None,
         pool_mode: line.pool_mode,
         pool_size: line.pool_size.filter(|size| *size >= 0).map(count),
         max_clients: line.max_user_client_connections.filter(|limit| *limit > 0).map(count),
+        max_servers: line.max_user_connections.filter(|limit| *limit > 0).map(count),
+        reserve_pool_size: line.reserve_pool_size.filter(|size| *size >= 0).map(count),
+        query_timeout: seconds(line.query_timeout),
+        transaction_timeout: seconds(line.transaction_timeout),
+        idle_transaction_timeout: seconds(line.idle_transaction_timeout),
+        client_idle_timeout: seconds(line.client_idle_timeout),
     }
 }
 
 fn database(settings: &Settings, tls: &Arc<ServerTls>, name: &str, line: &DatabaseLine) -> Database {
     let sized = |own: Option<i32>, global: i32| count(own.filter(|own| *own >= 0).unwrap_or(global));
-    let address = address(settings, line.host.as_deref().and_then(|hosts| list(hosts).next()), line.port);
+    let limited = |own: Option<i32>, global: i32| count(own.filter(|own| *own > 0).unwrap_or(global));
+    let hosts: Vec<Address> = match line.host.as_deref() {
+        Some(hosts) => list(hosts).map(|host| address(settings, Some(host), line.port)).collect(),
+        None => Vec::new(),
+    };
+    let address = hosts.first().cloned().unwrap_or_else(|| address(settings, None, line.port));
     let dbname = line.dbname.clone().or_else(|| (name != "*").then(|| name.to_owned()));
     Database {
         name: name.into(),
@@ -159,6 +198,22 @@ fn database(settings: &Settings, tls: &Arc<ServerTls>, name: &str, line: &Databa
         // nobody manages a cluster here
         resolve_commits: false,
         synchronous_commit: SynchronousCommit::Allow,
+        hosts: if hosts.len() > 1 { hosts } else { Vec::new() },
+        stays_with_host: line.stays_with_host,
+        reserve_pool_size: sized(line.reserve_pool_size, settings.reserve_pool_size),
+        max_servers: limited(line.max_db_connections, settings.max_db_connections),
+        max_clients: limited(line.max_db_client_connections, settings.max_db_client_connections),
+        server_lifetime: line
+            .server_lifetime
+            .filter(|seconds| *seconds > 0)
+            .map(|seconds| Duration::from_secs(seconds.unsigned_abs().into())),
+        startup: line.startup.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
+        connect_query: line.connect_query.clone().filter(|query| !query.is_empty()),
+        lookup: Lookup {
+            user: line.auth_user.clone(),
+            query: line.auth_query.clone(),
+            database: line.auth_dbname.clone(),
+        },
     }
 }
 

@@ -32,11 +32,24 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// What PgBouncer would call it.
+    pub(crate) fn in_pgbouncers_words(&self) -> String {
+        match self {
+            Failure::Refused { message, .. } => message.clone(),
+            Failure::Login(report) => report.message().to_owned(),
+            Failure::Unreachable(_) => "connect failed".to_owned(),
+            Failure::QueueFull { .. } | Failure::Closed => self.to_string(),
+        }
+    }
+
     /// Whether trying again can only bring the same: the login itself is wrong, not the moment.
     /// Classes 28 (authorization), 3D (database), 42 and 22 are; starting up (57P03) and too many connections
     /// (53300) pass.
-    pub(crate) fn is_final(&self) -> bool {
+    ///
+    /// PgBouncer takes every answer to a login for final but for "starting up".
+    pub(crate) fn is_final(&self, is_pgbouncer: bool) -> bool {
         match self {
+            Failure::Refused { sqlstate, .. } if is_pgbouncer => sqlstate.is_none_or(|state| state.as_str() != "57P03"),
             Failure::Refused { sqlstate, .. } => {
                 sqlstate.is_some_and(|state| ["28", "3D", "42", "22"].iter().any(|class| state.is_class(class)))
             }

@@ -7,65 +7,94 @@ use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use crate::clock::Moment;
+use crate::entry::Entry;
+use crate::pgbouncer::log::{Level, say};
+use crate::shared::Shared;
 
+mod control;
 mod failure;
 mod open;
 pub(crate) mod server;
 mod survey;
+mod terms;
 mod trip;
+mod upkeep;
 
+pub(crate) use control::{Control, Origin, ServerState};
 pub(crate) use failure::Failure;
-pub(crate) use open::Opener;
+pub(crate) use open::{Alone, Opener};
 pub(crate) use server::{CancelTarget, Server};
+pub(crate) use terms::{Budget, Terms};
 
 /// Sessions that may wait for a server of one pool; one more is refused at once.
 const MAX_WAITERS: usize = 100_000;
-/// Connection attempts of one pool at the same time.
-const MAX_OPENING: usize = 4;
-/// Wait after a failed attempt: doubled with each, from the first to the second.
+/// Wait after a failed attempt, where no other is configured: doubled with each, from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// The servers for one database entry, one user and one node.
 pub(crate) struct Pool {
+    /// The name of the entry.
+    pub(crate) database: Arc<str>,
+    /// Whose servers they are.
+    pub(crate) user: Arc<str>,
     opener: Opener,
-    size: usize,
-    /// Servers kept even when unused.
-    min_size: usize,
+    /// The limits that it shares with other pools.
+    budgets: [Arc<Budget>; 2],
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
+    terms: Arc<Terms>,
     /// By worker; the one given back last is borrowed first.
-    idle: Vec<Vec<Server>>,
+    idle: Vec<VecDeque<Server>>,
     /// Servers that exist or are being opened.
     taken: usize,
     /// Of those, the ones being opened.
     opening: usize,
     /// Who waits, first come first.
-    waiters: VecDeque<oneshot::Sender<Result<Server, Failure>>>,
+    waiters: VecDeque<Waiter>,
     /// Servers of an older epoch are closed.
     epoch: u64,
-    /// The controls of all servers that exist, to revoke them.
-    controls: Vec<Weak<server::Control>>,
+    /// The controls of all servers that exist.
+    controls: Vec<Weak<Control>>,
+    /// No attempt is made before.
+    retry_at: Option<Instant>,
+    /// Why the last attempt failed; none: it did not.
+    failure: Option<Failure>,
+}
+
+struct Waiter {
+    since: Instant,
+    sender: oneshot::Sender<Result<Server, Failure>>,
 }
 
 /// The place that a server takes in its pool.
-pub(crate) struct Slot(Weak<Pool>);
+pub(crate) struct Slot {
+    pool: Weak<Pool>,
+    control: Option<Arc<Control>>,
+}
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some(pool) = self.0.upgrade() {
+        if let Some(control) = self.control.take() {
+            log_end(&control);
+        }
+        if let Some(pool) = self.pool.upgrade() {
             pool.lock().taken -= 1;
+            pool.budgets.iter().for_each(|budget| budget.give_back());
             pool.open_if_needed();
         }
     }
+}
+
+fn log_end(control: &Control) {
+    let why = control.why_closed().unwrap_or_else(|| "server conn crashed?".to_owned());
+    say(Level::Log, format_args!("{control} closing because: {why} (age={}s)", control.age()));
 }
 
 /// A connection attempt that goes on.
@@ -105,6 +134,11 @@ impl Borrowed {
         let server = self.server.take().expect("a loan holds its server until it is dropped");
         (server, self.pool.clone())
     }
+
+    /// Its pool.
+    pub(crate) fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
 }
 
 impl Drop for Borrowed {
@@ -119,14 +153,43 @@ impl Drop for Borrowed {
 
 impl Pool {
     /// A pool without servers.
-    pub(crate) fn new(opener: Opener, size: usize, min_size: usize, workers: usize) -> Arc<Self> {
-        let state = State { idle: (0..workers).map(|_| Vec::new()).collect(), ..State::default() };
-        Arc::new(Self { opener, size, min_size: min_size.min(size), state: Mutex::new(state) })
+    pub(crate) fn new(
+        entry: &Entry,
+        user: &Arc<str>,
+        opener: Opener,
+        terms: Arc<Terms>,
+        shared: &Arc<Shared>,
+    ) -> Arc<Self> {
+        let state = State {
+            terms,
+            idle: (0..shared.workers()).map(|_| VecDeque::new()).collect(),
+            taken: 0,
+            opening: 0,
+            waiters: VecDeque::new(),
+            epoch: 0,
+            controls: Vec::new(),
+            retry_at: None,
+            failure: None,
+        };
+        let budgets = [entry.servers.clone(), shared.budget_of(user)];
+        let (database, user) = (entry.name.clone(), user.clone());
+        Arc::new(Self { database, user, opener, budgets, state: Mutex::new(state) })
     }
 
     /// What its servers are opened with.
     pub(crate) fn opener(&self) -> &Opener {
         &self.opener
+    }
+
+    /// What it keeps to.
+    pub(crate) fn terms(&self) -> Arc<Terms> {
+        self.lock().terms.clone()
+    }
+
+    /// It keeps to this from now on.
+    pub(crate) fn set_terms(self: &Arc<Self>, terms: Arc<Terms>) {
+        self.lock().terms = terms;
+        self.open_if_needed();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -140,12 +203,22 @@ impl Pool {
             let server = {
                 let mut state = self.lock();
                 state.epoch = state.epoch.max(epoch);
-                match state.idle[worker].pop() {
+                if let Some((delay, _)) = &state.terms.check {
+                    let (now, delay) = (self.opener.clock.now(), *delay);
+                    let fresh = |server: &Server| now.since(server.idle_since) < delay;
+                    if delay.is_zero() || !state.idle.iter().flatten().any(fresh) {
+                        return None;
+                    }
+                }
+                let from_front = state.terms.round_robin;
+                let take = |idle: &mut VecDeque<Server>| if from_front { idle.pop_front() } else { idle.pop_back() };
+                match take(&mut state.idle[worker]) {
                     Some(server) => server,
-                    None => state.idle.iter_mut().find_map(Vec::pop)?,
+                    None => state.idle.iter_mut().find_map(take)?,
                 }
             };
             if let Some(server) = self.fit(server, epoch) {
+                server.control.enter(ServerState::Active);
                 return Some(Borrowed { server: Some(server), pool: self.clone(), worker });
             }
         }
@@ -154,7 +227,9 @@ impl Pool {
     /// The server if it may still be used: of this epoch, and nothing but notices came while it was idle.
     #[inline]
     fn fit(&self, mut server: Server, epoch: u64) -> Option<Server> {
-        if server.control.epoch.load(Ordering::Relaxed) < epoch || server.control.is_revoked() {
+        let control = &server.control;
+        if control.epoch.load(Ordering::Relaxed) < epoch || control.is_revoked() || control.is_retired() {
+            control.closes("database configuration changed");
             return None;
         }
         server.listen_idle().then_some(server)
@@ -174,12 +249,13 @@ impl Pool {
                     return Err(Failure::QueueFull { waiting: state.waiters.len() });
                 }
                 let (sender, receiver) = oneshot::channel();
-                state.waiters.push_back(sender);
+                state.waiters.push_back(Waiter { since: Instant::now(), sender });
                 receiver
             };
             self.open_if_needed();
             let server = receiver.await.unwrap_or(Err(Failure::Closed))?;
             if server.control.epoch.load(Ordering::Relaxed) >= epoch && !server.control.is_revoked() {
+                server.control.enter(ServerState::Active);
                 return Ok(Borrowed { server: Some(server), pool: self.clone(), worker });
             }
         }
@@ -188,121 +264,46 @@ impl Pool {
     /// Gives a server to whoever waits longest, or keeps it.
     fn give_back(&self, mut server: Server, worker: usize) {
         server.idle_since = self.opener.clock.now();
+        server.control.link.store(0, Ordering::Relaxed);
+        server.control.enter(ServerState::Idle);
         self.keep(server, worker);
     }
 
     fn keep(&self, mut server: Server, worker: usize) {
         let mut state = self.lock();
-        let stale = server.control.epoch.load(Ordering::Relaxed) < state.epoch;
-        let too_many = state.taken > self.size;
-        let too_old = self.opener.clock.now().since(server.opened) > self.opener.lifetime;
-        if stale || too_many || too_old {
+        if let Some(why) = self.must_close(&server, &state) {
+            server.control.closes(why);
             drop(state); // the slot locks again
             return;
         }
         while let Some(waiter) = state.waiters.pop_front() {
-            match waiter.send(Ok(server)) {
+            match waiter.sender.send(Ok(server)) {
                 Ok(()) => return,
                 Err(Ok(back)) => server = back,
                 Err(Err(_)) => unreachable!("a server was sent"),
             }
         }
-        state.idle[worker].push(server);
+        state.idle[worker].push_back(server);
     }
 
-    /// Starts connection attempts for those who wait, within the limits.
-    fn open_if_needed(self: &Arc<Self>) {
-        let Ok(runtime) = Handle::try_current() else { return }; // the program is ending
-        let mut state = self.lock();
-        state.waiters.retain(|waiter| !waiter.is_closed());
-        let room = self.size.saturating_sub(state.taken);
-        let wanted =
-            state.waiters.len().saturating_sub(state.opening).min(MAX_OPENING - state.opening.min(MAX_OPENING));
-        for _ in 0..wanted.min(room) {
-            state.taken += 1;
-            state.opening += 1;
-            runtime.spawn(self.clone().open());
+    /// Why a server that nobody has is closed instead of kept.
+    fn must_close(&self, server: &Server, state: &State) -> Option<&'static str> {
+        let control = &server.control;
+        let age = self.opener.clock.now().since(server.opened);
+        if control.epoch.load(Ordering::Relaxed) < state.epoch || control.is_retired() {
+            Some("database configuration changed")
+        } else if state.taken > state.terms.most() {
+            Some("too many servers in the pool")
+        } else if age > state.terms.lifetime || state.terms.lifetime.is_zero() && server.was_lent {
+            Some("server lifetime over")
+        } else {
+            None
         }
     }
 
-    /// One connection attempt, repeated with growing waits as long as somebody waits for it.
-    async fn open(self: Arc<Self>) {
-        let slot = Slot(Arc::downgrade(&self));
-        let opening = Opening(self.clone());
-        let mut retry = RETRY.0;
-        let failure = loop {
-            let epoch = self.lock().epoch;
-            let opened = match self.opener.open(epoch).await {
-                Ok(opened) => {
-                    let mut server = Server::new(opened, &self.opener.clock);
-                    self.opener.survey(&mut server).await.map(|()| server)
-                }
-                Err(failure) => Err(failure),
-            };
-            match opened {
-                Ok(server) => return self.take_in(server.placed(slot), opening),
-                Err(failure) if failure.is_final() => break failure,
-                Err(failure) => self.opener.failed(&failure),
-            }
-            tokio::time::sleep(retry).await;
-            retry = (retry * 2).min(RETRY.1);
-            if !self.somebody_waits() {
-                return;
-            }
-        };
-        self.opener.failed(&failure);
-        let waiters = std::mem::take(&mut self.lock().waiters);
-        for waiter in waiters {
-            let _ = waiter.send(Err(failure.clone()));
-        }
-    }
-
-    fn take_in(self: &Arc<Self>, server: Server, opening: Opening) {
-        drop(opening);
-        self.lock().controls.push(Arc::downgrade(&server.control));
-        self.give_back(server, 0);
-        self.open_if_needed();
-    }
-
-    fn somebody_waits(&self) -> bool {
-        let mut state = self.lock();
-        state.waiters.retain(|waiter| !waiter.is_closed());
-        !state.waiters.is_empty()
-    }
-
-    /// Housekeeping: closes idle servers that are too old, idle too long, of an older epoch, or gone.
-    pub(crate) fn tidy(self: &Arc<Self>, now: Moment) {
-        let (idle, epoch) = {
-            let mut state = self.lock();
-            let idle: Vec<Vec<Server>> = state.idle.iter_mut().map(std::mem::take).collect();
-            state.controls.retain(|control| control.strong_count() > 0);
-            (idle, state.epoch)
-        };
-        let mut spare = self.lock().taken.saturating_sub(self.min_size);
-        for (worker, servers) in idle.into_iter().enumerate() {
-            for server in servers {
-                let too_long = now.since(server.idle_since) >= self.opener.idle_timeout;
-                if too_long && spare > 0 {
-                    spare -= 1;
-                    continue;
-                }
-                match self.fit(server, epoch) {
-                    Some(server) => self.keep(server, worker),
-                    None => self.opener.watch.suspect(self.opener.node),
-                }
-            }
-        }
-        self.open_to_minimum();
-    }
-
-    /// Opens one more server if there are fewer than are to be kept.
-    fn open_to_minimum(self: &Arc<Self>) {
-        let mut state = self.lock();
-        if state.taken < self.min_size && state.opening == 0 {
-            state.taken += 1;
-            state.opening += 1;
-            tokio::spawn(self.clone().open());
-        }
+    /// The controls of all servers that exist.
+    pub(crate) fn controls(&self) -> Vec<Arc<Control>> {
+        self.lock().controls.iter().filter_map(Weak::upgrade).collect()
     }
 
     /// A new epoch: idle servers of older ones are closed; with `revoke`, the borrowed ones are ended as well.
@@ -310,7 +311,7 @@ impl Pool {
         let (idle, controls) = {
             let mut state = self.lock();
             state.epoch = state.epoch.max(epoch);
-            let idle: Vec<Vec<Server>> = state.idle.iter_mut().map(std::mem::take).collect();
+            let idle: Vec<VecDeque<Server>> = state.idle.iter_mut().map(std::mem::take).collect();
             (idle, if revoke { state.controls.clone() } else { Vec::new() })
         };
         for control in controls.iter().filter_map(Weak::upgrade) {
@@ -325,11 +326,32 @@ impl Pool {
         }
     }
 
+    /// All servers that exist now are closed as soon as nobody has them.
+    pub(crate) fn retire(&self) {
+        self.controls().iter().for_each(|control| control.retire());
+        self.close_idle("database configuration changed");
+    }
+
+    /// Closes the idle servers.
+    pub(crate) fn close_idle(&self, why: &str) {
+        let idle: Vec<VecDeque<Server>> = self.lock().idle.iter_mut().map(std::mem::take).collect();
+        for server in idle.iter().flatten() {
+            server.control.closes(why);
+        }
+    }
+
     /// How many servers there are, and how many sessions wait.
     pub(crate) fn counts(&self) -> Counts {
         let state = self.lock();
-        let idle = state.idle.iter().map(Vec::len).sum();
-        Counts { servers: state.taken, idle, waiting: state.waiters.len() }
+        let idle = state.idle.iter().map(VecDeque::len).sum();
+        Counts { servers: state.taken, opening: state.opening, idle, waiting: state.waiters.len() }
+    }
+
+    /// Nothing can be expected of it soon: it has no server, and the last attempt to open one failed. Why.
+    pub(crate) fn is_failing(&self) -> Option<Failure> {
+        let state = self.lock();
+        let without_servers = state.taken == state.opening;
+        state.failure.clone().filter(|_| state.terms.is_pgbouncer && without_servers)
     }
 }
 
@@ -338,8 +360,22 @@ impl Pool {
 pub(crate) struct Counts {
     /// Servers that exist or are being opened.
     pub(crate) servers: usize,
+    /// Of those, the ones being opened.
+    pub(crate) opening: usize,
     /// Of those, idle.
     pub(crate) idle: usize,
     /// Sessions that wait.
     pub(crate) waiting: usize,
+}
+
+impl Counts {
+    /// Servers that sessions have, or that are being reset.
+    pub(crate) fn busy(&self) -> usize {
+        self.servers.saturating_sub(self.opening + self.idle)
+    }
+}
+
+/// The runtime to open servers on; none while the program ends.
+fn runtime() -> Option<Handle> {
+    Handle::try_current().ok()
 }

@@ -1,16 +1,15 @@
 //! A connection to PostgreSQL: what it carries from one session to the next. How it is opened is in `open.rs`.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Poll, Waker};
+use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use pgwire::conversation::Conversation;
 use pgwire::{backend, frame};
 use topology::Address;
 
-use super::Slot;
+use super::{Control, Slot};
 use crate::clock::Moment;
 use crate::session::note::Note;
 use crate::settings::{Reported, Settings};
@@ -47,6 +46,8 @@ pub(crate) struct Server {
     pub(crate) cancel: Arc<CancelTarget>,
     /// When it was opened; its life is counted from here.
     pub(crate) opened: Moment,
+    /// A session had it.
+    pub(crate) was_lent: bool,
     /// When it was given back last (housekeeping's clock).
     pub(crate) idle_since: Moment,
     /// The place that it takes in its pool; given up with it.
@@ -61,7 +62,10 @@ impl Server {
         let mut scratch = [0; IDLE_BYTES];
         loop {
             let Poll::Ready(filled) = self.wire.poll_unasked(&mut scratch) else { return !self.wire.has_rest() };
-            let Ok(Filled::Scratch(length)) = filled else { return false };
+            let Ok(Filled::Scratch(length)) = filled else {
+                self.control.closes("server conn crashed?");
+                return false;
+            };
             let mut rest = &scratch[..length];
             while let Ok(Some(frame::Frame { tag, body, rest: behind })) = frame::split(rest) {
                 match (tag, backend::parameter_status(body)) {
@@ -69,7 +73,14 @@ impl Server {
                     (b'S', Ok((name, value))) => {
                         self.reported.set(&String::from_utf8_lossy(name), &String::from_utf8_lossy(value));
                     }
-                    _ => return false,
+                    (b'E', _) => {
+                        self.control.closes("server conn crashed?");
+                        return false;
+                    }
+                    _ => {
+                        self.control.closes("idle server got dirty");
+                        return false;
+                    }
                 }
                 rest = behind;
             }
@@ -89,46 +100,6 @@ pub(crate) struct CancelTarget {
     pub(crate) key: Bytes,
 }
 
-/// What others may do to a borrowed server: tell its session that it must not be used any more.
-#[derive(Debug, Default)]
-pub(crate) struct Control {
-    revoked: AtomicBool,
-    waker: Mutex<Option<Waker>>,
-    /// The epoch that it was opened under.
-    pub(crate) epoch: AtomicU64,
-}
-
-impl Control {
-    /// Opened under this epoch.
-    pub(crate) fn new(epoch: u64) -> Self {
-        Self { epoch: AtomicU64::new(epoch), ..Self::default() }
-    }
-
-    /// Ends the server under its session: what it was asked counts as lost.
-    pub(crate) fn revoke(&self) {
-        self.revoked.store(true, Ordering::Release);
-        if let Some(waker) = self.waker.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            waker.wake();
-        }
-    }
-
-    /// Whether it was revoked.
-    #[inline]
-    pub(crate) fn is_revoked(&self) -> bool {
-        self.revoked.load(Ordering::Acquire)
-    }
-
-    /// Who is to be woken by `revoke`.
-    #[inline]
-    pub(crate) fn register(&self, waker: &Waker) {
-        let mut held = self.waker.lock().unwrap_or_else(PoisonError::into_inner);
-        match &mut *held {
-            Some(known) if known.will_wake(waker) => {}
-            other => *other = Some(waker.clone()),
-        }
-    }
-}
-
 /// The prepared statements that a server holds under our names, least recently used first out.
 #[derive(Debug, Default)]
 pub(crate) struct Prepared {
@@ -143,19 +114,19 @@ impl Prepared {
         self.used.get_mut(&statement).map(|turn| *turn = self.turn).is_some()
     }
 
-    /// The server is being given this statement; returns one that has to go to keep to `limit`.
-    pub(crate) fn insert(&mut self, statement: u64, limit: usize) -> Option<u64> {
+    /// The server is being given this statement; returns those that have to go to keep to `limit`, which are few.
+    pub(crate) fn insert(&mut self, statement: u64, limit: usize) -> Vec<u64> {
         self.turn += 1;
-        let oldest = if self.used.len() >= limit.max(1) {
-            self.used.iter().min_by_key(|(_, turn)| **turn).map(|(oldest, _)| *oldest)
-        } else {
-            None
-        };
-        if let Some(oldest) = oldest {
+        let mut gone = Vec::new();
+        while self.used.len() >= limit.max(1) {
+            let Some(oldest) = self.used.iter().min_by_key(|(_, turn)| **turn).map(|(oldest, _)| *oldest) else {
+                break;
+            };
             self.used.remove(&oldest);
+            gone.push(oldest);
         }
         self.used.insert(statement, self.turn);
-        oldest
+        gone
     }
 
     /// The server does not hold it (any more).

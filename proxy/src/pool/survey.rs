@@ -1,6 +1,8 @@
 //! What a new server of a managed cluster is asked before anybody gets it: whether its commits wait for a standby, whether its
 //! database has rules, and whose reign it belongs to.
 
+use std::time::Duration;
+
 use bytes::BytesMut;
 use pgwire::frontend::write_query;
 use pgwire::report::Report;
@@ -16,6 +18,9 @@ const QUESTION: &str = "SELECT pg_catalog.current_setting('synchronous_commit'),
  EXISTS (SELECT FROM pg_catalog.pg_rewrite WHERE ev_type <> '1' AND oid >= 16384), \
  EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = '";
 
+/// Time for the answer.
+const SURVEY_TIMEOUT: Duration = Duration::from_secs(15);
+
 impl Opener {
     /// Asks; an error if nobody may have this server.
     pub(super) async fn survey(&self, server: &mut Server) -> Result<(), Failure> {
@@ -26,7 +31,7 @@ impl Opener {
         let mut out = BytesMut::new();
         let question = format!("{QUESTION}{APPLICATION_NAME}' AND pid = {witness})");
         write_query(&mut out, question.as_bytes()).expect("it is short");
-        let asked = tokio::time::timeout(self.connect_timeout, server.round_trip(&out, 1)).await;
+        let asked = tokio::time::timeout(SURVEY_TIMEOUT, server.round_trip(&out, 1)).await;
         let unreachable = |why: &str| Failure::Unreachable(format!("{}: {why}", self.address));
         let answers = match asked {
             Ok(Ok(answers)) if answers.failed.is_none() => answers,
@@ -42,7 +47,7 @@ impl Opener {
             SynchronousCommit::Refuse if is_below_on(&level) => Err(Failure::Login(Box::new(self.too_weak(&level)))),
             SynchronousCommit::Report if is_below_on(&level) => {
                 tracing::warn!(
-                    user = %self.user, database = %self.dbname, level,
+                    user = %self.user, database = %self.database, level,
                     "synchronous_commit is below \"on\" from the login on: acknowledged commits can be lost in a failover"
                 );
                 Ok(())
@@ -53,7 +58,7 @@ impl Opener {
 
     fn too_weak(&self, level: &str) -> Report {
         let text =
-            format!("synchronous_commit is \"{level}\" for role \"{}\" in database \"{}\"", self.user, self.dbname);
+            format!("synchronous_commit is \"{level}\" for role \"{}\" in database \"{}\"", self.user, self.database);
         Report::error(sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE, text)
             .detail("No standby has to confirm such commits: they are acknowledged, and lost in a failover.")
             .hint(

@@ -5,86 +5,106 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
 
+use crate::clients::{Client, State};
 use crate::clock::{Clock, Moment};
+use crate::config::User;
 use crate::error::Denial;
-
-/// What a session is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
-    /// Between transactions.
-    Idle,
-    /// Waiting for a server.
-    Waiting,
-    /// A server works for it.
-    Busy,
-    /// In a transaction, and it is the client's turn.
-    IdleInTransaction,
-}
+use crate::worker::Worker;
 
 /// One session, as housekeeping sees it. Lives on the session's worker.
-#[derive(Debug)]
 pub(crate) struct Card {
+    /// What others know of its client.
+    pub(crate) client: Arc<Client>,
+    /// What is configured of its user.
+    pub(crate) user: Option<Arc<User>>,
     clock: Arc<Clock>,
-    state: Cell<State>,
-    since: Cell<Moment>,
     kill: RefCell<Option<Denial>>,
     killed: Cell<bool>,
+    /// When the query in work was begun; nothing if none is.
+    query: Cell<Option<Moment>>,
+    /// When the transaction in work was begun.
+    transaction: Cell<Option<Moment>>,
     waker: RefCell<Option<Waker>>,
 }
 
 impl Card {
-    pub(crate) fn new(clock: Arc<Clock>) -> Rc<Self> {
-        let since = Cell::new(clock.now());
-        Rc::new(Self {
-            clock,
-            state: Cell::new(State::Idle),
-            since,
+    /// The card of a session that begins, known to its worker's housekeeping.
+    pub(crate) fn new(client: &Arc<Client>, user: Option<Arc<User>>, worker: &Worker) -> Rc<Self> {
+        let card = Rc::new(Self {
+            client: client.clone(),
+            user,
+            clock: worker.shared.clock.clone(),
             kill: RefCell::new(None),
             killed: Cell::new(false),
+            query: Cell::new(None),
+            transaction: Cell::new(None),
             waker: RefCell::new(None),
-        })
-    }
-
-    #[inline]
-    fn enter(&self, state: State) {
-        if self.state.get() != state {
-            self.state.set(state);
-            self.since.set(self.clock.now());
-        }
+        });
+        worker.enrol(&card);
+        card
     }
 
     /// Between transactions.
     #[inline]
     pub(super) fn idle(&self) {
-        self.enter(State::Idle);
+        self.query.set(None);
+        self.transaction.set(None);
+        self.client.enter(State::Idle);
     }
 
     /// Waiting for a server.
     pub(super) fn waiting(&self) {
-        self.enter(State::Waiting);
+        self.client.enter(State::Waiting);
     }
 
     /// A request is on its way.
     #[inline]
     pub(super) fn busy(&self) {
-        self.enter(State::Busy);
+        if self.query.get().is_none() {
+            self.query.set(Some(self.clock.now()));
+        }
+        if self.transaction.get().is_none() {
+            self.transaction.set(Some(self.clock.now()));
+        }
+        self.client.enter(State::Busy);
     }
 
     /// A server is on loan; with nothing owed it is the client's turn.
     #[inline]
     pub(super) fn rest(&self, quiet: bool) {
-        self.enter(if quiet { State::IdleInTransaction } else { State::Busy });
+        if quiet {
+            self.query.set(None);
+        }
+        self.client.enter(if quiet { State::IdleInTransaction } else { State::Busy });
+    }
+
+    /// No transaction is open any more, though the session keeps its server.
+    pub(super) fn transaction_ended(&self) {
+        self.transaction.set(None);
     }
 
     /// What it is doing, and since when.
     pub(crate) fn state(&self) -> (State, Moment) {
-        (self.state.get(), self.since.get())
+        match self.client.state() {
+            (State::IdleInTransaction, since) if self.transaction.get().is_none() => (State::Idle, since),
+            state => state,
+        }
+    }
+
+    /// Since when a query, and a transaction, are under way.
+    pub(crate) fn under_way(&self) -> (Option<Moment>, Option<Moment>) {
+        (self.query.get(), self.transaction.get())
     }
 
     /// Sends the client away, with these words.
     pub(crate) fn send_away(&self, denial: Denial) {
-        self.kill.replace(Some(denial));
+        self.kill.borrow_mut().get_or_insert(denial);
         self.killed.set(true);
+        self.wake();
+    }
+
+    /// The session looks around: something may have changed.
+    pub(crate) fn wake(&self) {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }

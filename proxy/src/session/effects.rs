@@ -52,7 +52,7 @@ impl Session {
         if self.mode == Mode::Session {
             return self.resets_of(class);
         }
-        if !leaves_something(class) {
+        if self.is_plain || !leaves_something(class) {
             return About::Nothing;
         }
         self.effects.push_back(class.clone());
@@ -146,7 +146,7 @@ impl Session {
 
     /// The session keeps its server from now on: it has state there that cannot be moved.
     pub(super) fn pin(&mut self, reason: &str) {
-        if self.mode == Mode::Session {
+        if self.mode == Mode::Session || self.is_plain {
             return;
         }
         if self.pinned.is_none() {
@@ -158,6 +158,9 @@ impl Session {
 
     /// The server has state that must not reach the next session.
     pub(super) fn soil(&mut self) {
+        if self.is_plain {
+            return;
+        }
         if let Some(server) = self.server.as_mut() {
             server.dirty = true;
         }

@@ -43,7 +43,7 @@ impl Session {
         let status = server.conversation.status();
         let (server, _pool) = server.into_server();
         drop(server);
-        self.cancel.end();
+        self.unlink();
         self.card.idle();
         self.entry.suspect(self.node);
         tracing::info!(session = %self.name(), node = self.node, why, "a server was lost");

@@ -7,39 +7,49 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pgwire::report::Report;
 use pgwire::sqlstate;
 use tokio::time::timeout;
 
+mod admit;
+mod asked;
+mod begin;
 mod borrow;
+mod bring;
 mod card;
 mod doubt;
 mod effects;
+mod give_back;
 mod greet;
 mod login;
 mod lost;
 pub(crate) mod note;
+mod replicate;
 mod replies;
 mod requests;
 mod resolve;
+mod startup;
 mod statements;
 mod turn;
 mod units;
 mod weak;
 
-pub(crate) use card::{Card, State};
+pub(crate) use card::Card;
 pub(crate) use doubt::questions;
 pub(crate) use greet::serve_client;
+pub(crate) use startup::{forced_login, pool_for};
 pub(crate) use statements::{Interned, Statement};
 
 use crate::auth::Identity;
 use crate::cancel::Registered;
 use crate::entry::Entry;
+use crate::error::{Denial, in_pgbouncers_words};
 use crate::pool::{Borrowed, Pool};
 use crate::routing::{Class, ReadAfter, Route, SettingChange};
 use crate::settings::{Reported, Settings};
+use crate::stats::Counted;
 use crate::wire::Wire;
 use crate::worker::Worker;
 use borrow::NoServer;
@@ -101,6 +111,16 @@ pub(crate) struct Session {
     user: Arc<str>,
     identity: Identity,
     mode: Mode,
+    /// With PgBouncer's manners: no state of a session is followed but the parameters that PostgreSQL reports.
+    is_plain: bool,
+    /// It is being logged in: its wait for a server is no query's.
+    logs_in: bool,
+    /// Its servers are reset after each transaction.
+    always_resets: bool,
+    /// A cancel request went to the server that goes back.
+    was_hit: bool,
+    /// When the query in work, and the transaction, were begun.
+    begun: (Option<Instant>, Option<Instant>),
     /// What the client asked for at its start; statements may say otherwise.
     route: Option<Route>,
     card: Rc<Card>,
@@ -169,6 +189,10 @@ impl Session {
                 },
                 Turn::Bring => self.bring().await,
                 Turn::Restore => self.restore().await,
+                Turn::Lost(why) if self.is_plain => {
+                    tracing::debug!(session = %self.name(), why, "a server was lost");
+                    break End::SentAway(self.lost_in_pgbouncers_words());
+                }
                 Turn::Lost(why) => self.lose_server(&why).await.map_err(NoServer::End),
                 Turn::Recover => {
                     self.recover();
@@ -185,6 +209,12 @@ impl Session {
             }
         };
         self.end(end).await;
+    }
+
+    /// The server is gone, and PgBouncer's client goes with it.
+    fn lost_in_pgbouncers_words(&self) -> Denial {
+        let why = self.server.as_ref().and_then(|server| server.control.why_closed());
+        Denial::Told(why.unwrap_or_else(|| "server conn crashed?".to_owned()))
     }
 
     /// Makes settings of the login again; a server that has nothing else to do goes back.
@@ -207,12 +237,24 @@ impl Session {
     }
 
     async fn end(mut self, end: End) {
-        let report = match end {
-            End::ClientGone => None,
-            End::Violation(what) => Some(Report::error(sqlstate::PROTOCOL_VIOLATION, what)),
-            End::SentAway(denial) => Some(denial.report()),
+        let shared = self.worker.shared.clone();
+        let (report, words) = match end {
+            End::ClientGone => (None, "client unexpected eof".to_owned()),
+            End::Goodbye => (None, "client close request".to_owned()),
+            End::Violation(what) if self.is_plain => (Some(in_pgbouncers_words(&what)), what),
+            End::Violation(what) => (Some(Report::error(sqlstate::PROTOCOL_VIOLATION, what.as_str())), what),
+            End::SentAway(denial) => (Some(shared.words(&denial)), denial.words()),
         };
+        greet::log_end(&shared, &self.card.client, &words);
+        if let Some(server) = &self.server {
+            if report.is_some() {
+                server.control.closes(&words);
+            } else if !server.conversation.at_rest() {
+                server.control.closes("client disconnect while server was not ready");
+            }
+        }
         if let Some(report) = report {
+            greet::log_error(&shared, &self.card.client, &words);
             tracing::info!(session = %self.name(), why = report.message(), "a client is sent away");
             if self.server_passes == 0 {
                 say(self.client.out(), &report.fatal());
@@ -227,6 +269,48 @@ impl Session {
             self.abandon();
         }
         let _ = timeout(FAREWELL, self.client.close()).await;
+    }
+
+    /// Counts what passed for the statistics.
+    #[inline]
+    fn count(&self, what: Counted, n: u64) {
+        self.entry.counters[self.worker.index].add(what, n);
+    }
+
+    /// A request of the client begins a query, and perhaps a transaction.
+    #[inline]
+    fn query_begins(&mut self) {
+        if self.begun.0.is_some() {
+            return;
+        }
+        let now = Instant::now();
+        self.begun.0 = Some(now);
+        self.count(Counted::Queries, 1);
+        self.card.client.requests();
+        if self.begun.1.is_none() {
+            self.begun.1 = Some(now);
+            self.count(Counted::Transactions, 1);
+        }
+    }
+
+    /// Nothing is owed to the client: its query is over, and its transaction too if `idle`.
+    #[inline]
+    fn query_ends(&mut self, idle: bool) {
+        let now = Instant::now();
+        if let Some(begun) = self.begun.0.take() {
+            self.count_time(Counted::QueryTime, now.duration_since(begun));
+        }
+        if idle {
+            self.card.transaction_ended();
+            if let Some(begun) = self.begun.1.take() {
+                self.count_time(Counted::TransactionTime, now.duration_since(begun));
+            }
+        }
+    }
+
+    /// Counts a time for the statistics.
+    fn count_time(&self, what: Counted, time: Duration) {
+        self.entry.counters[self.worker.index].add_time(what, time);
     }
 
     /// For logs: who it is.

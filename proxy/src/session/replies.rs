@@ -15,6 +15,7 @@ use super::weak::weak_commit;
 use super::{Mode, Session};
 use crate::error::Denial;
 use crate::routing::Class;
+use crate::stats::Counted;
 
 /// A message that has to be looked into is put together up to this size.
 const MAX_HELD_BYTES: usize = 1 << 20;
@@ -63,6 +64,7 @@ impl Session {
                 self.answer_due();
             }
         };
+        self.count(Counted::Sent, at as u64);
         let sent = self.client.send(cx, &input[from..at]);
         if sent.is_err() || matches!(self.client.poll_flush(cx), std::task::Poll::Ready(Err(_))) {
             return (at, result.and(Err(Turn::End(End::ClientGone))));
@@ -214,7 +216,13 @@ impl Session {
     fn parameter_status(&mut self, body: &[u8]) -> Result<(), String> {
         let (name, value) = backend::parameter_status(body).map_err(|error| error.to_string())?;
         let (name, value) = (String::from_utf8_lossy(name), String::from_utf8_lossy(value));
+        if name == "application_name" {
+            self.card.client.known(|who| who.application_name = value.as_ref().into());
+        }
         if let Some(server) = &mut self.server {
+            if name == "application_name" {
+                server.control.set_application_name(&value);
+            }
             server.reported.set(&name, &value);
         }
         Ok(())
@@ -247,7 +255,7 @@ impl Session {
         match body {
             b"DISCARD ALL\0" if self.mode == Mode::Session => self.login.all_reset(),
             b"ROLLBACK\0" => self.rolled_back = true,
-            b"DISCARD ALL\0" | b"DEALLOCATE ALL\0" if self.mode != Mode::Session => {
+            b"DISCARD ALL\0" | b"DEALLOCATE ALL\0" if self.renames() => {
                 self.names.clear();
                 if let Some(server) = &mut self.server {
                     server.prepared.clear();
@@ -264,8 +272,13 @@ impl Session {
     /// At ReadyForQuery: what was set in the transaction counts now, or never did.
     fn transaction_may_have_ended(&mut self) {
         let Some(server) = &self.server else { return };
-        self.card.rest(server.conversation.quiet());
-        if server.conversation.status() == TransactionStatus::Idle {
+        let quiet = server.conversation.quiet();
+        let idle = server.conversation.status() == TransactionStatus::Idle;
+        self.card.rest(quiet);
+        if quiet {
+            self.query_ends(idle);
+        }
+        if idle {
             self.settle_settings();
             self.units.transaction_ended();
             if std::mem::take(&mut self.rolled_back) {
@@ -310,7 +323,8 @@ impl Session {
         let dirty = server.dirty;
         self.card.idle();
         self.note_what_was_seen();
-        if self.cancel.end() || dirty {
+        self.unlink();
+        if self.was_hit || dirty || self.always_resets {
             return Err(Turn::Recover);
         }
         self.server = None;

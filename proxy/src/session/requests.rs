@@ -11,14 +11,19 @@ use super::note::{About, Note};
 use super::statements::Statement;
 use super::turn::{End, Turn, cause};
 use super::units::Danger;
-use super::{Asked, Mode, Session, Skip};
+use super::{Mode, Session, Skip};
+use crate::error::Denial;
+use crate::pgbouncer::log;
 use crate::pool::Server;
 use crate::routing::{Class, Kind};
+use crate::stats::Counted;
 use crate::wire::SCRATCH_BYTES;
 
 /// A Parse is put together up to this size, because it may have to be repeated on another server.
 const MAX_PARSE_BYTES: usize = 64 << 20;
 
+/// Longest declared length of a message that is little more than the name of a statement.
+const LONGEST_NAMED: u32 = 1 << 20;
 /// A message that may pass in parts does so when this much of it is here.
 const PART_BYTES: usize = SCRATCH_BYTES / 2;
 /// Why a message of ours can be written.
@@ -47,6 +52,11 @@ pub(super) struct Frame<'b> {
     /// Without tag and length, as far as it has arrived.
     pub(super) body: &'b [u8],
     pub(super) whole: bool,
+}
+
+/// The session ends with these words of PgBouncer's.
+fn told(words: &str) -> Turn {
+    Turn::End(End::SentAway(Denial::Told(words.to_owned())))
 }
 
 fn violation(what: impl Into<String>) -> Turn {
@@ -78,6 +88,7 @@ impl Session {
                 Err(turn) => break Err(turn),
             }
         };
+        self.count(Counted::Received, at as u64);
         let Some(server) = &mut self.server else { return (at, result) };
         let sent = match &input[passing.from.min(at)..at] {
             [] if server.wire.backlog() == 0 => Ok(()),
@@ -126,6 +137,9 @@ impl Session {
     fn may_begin(&self, header: frame::Header, arrived: usize) -> Result<bool, Turn> {
         let allowed = frame::frontend_limit(header.tag)
             .ok_or_else(|| violation(format!("invalid frontend message type {}", header.tag)))?;
+        // The name of a statement may be long: the server gets another one.
+        let allowed =
+            if self.is_plain && matches!(header.tag, b'D' | b'C') { (allowed.0, LONGEST_NAMED) } else { allowed };
         frame::within(header, allowed).map_err(|error| violation(error.to_string()))?;
         if header.tag == b'P' && header.length > MAX_PARSE_BYTES {
             return Err(violation(format!(
@@ -144,6 +158,9 @@ impl Session {
     /// One message, while there is a server.
     fn client_message(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
         self.card.busy();
+        if frame.tag != b'X' {
+            self.query_begins();
+        }
         match frame.tag {
             b'Q' => self.query(passing, frame),
             b'P' => self.parse(passing, frame),
@@ -161,7 +178,7 @@ impl Session {
             b'd' => self.ask(Request::CopyData, None),
             b'c' => self.ask(Request::CopyDone, None),
             b'f' => self.ask(Request::CopyFail, None),
-            b'X' => Err(Turn::End(End::ClientGone)),
+            b'X' => Err(Turn::End(End::Goodbye)),
             tag => Err(violation(format!("unexpected message type \"{}\"", tag.escape_ascii()))),
         }
     }
@@ -181,7 +198,7 @@ impl Session {
             self.soil(); // nobody has read what it does to the session
             Class::unknown()
         };
-        if self.mode != Mode::Session {
+        if self.renames() {
             self.names.unnamed = None;
             self.loan().unnamed = None;
             if let Kind::Deallocate(name) = &class.kind
@@ -244,7 +261,7 @@ impl Session {
         if class.weakens_commits && self.refuses_weak_commits() {
             return self.refuse(passing, frame);
         }
-        if self.mode == Mode::Session {
+        if !self.renames() {
             self.note_parsed(class);
             return self.ask(Request::Parse, None);
         }
@@ -253,6 +270,10 @@ impl Session {
             self.names.set_unnamed(number, &passing.input[frame.at..frame.end], class);
             self.loan().unnamed = Some(number);
             return self.ask(Request::Parse, Some(About::Unnamed.note()));
+        }
+        self.count(Counted::ClientParses, 1);
+        if self.is_plain && self.names.get(parse.name).is_some() {
+            return Err(self.name_is_used(parse.name));
         }
         if self.names.get(parse.name).is_some() || !self.names.has_room(frame.body.len()) {
             let server = self.loan();
@@ -274,16 +295,20 @@ impl Session {
         }
         make_room(server, statement.number, worker.shared.max_prepared());
         statement.write(server.wire.out());
+        self.count(Counted::ServerParses, 1);
         self.ask(Request::Parse, Some(About::Name(Some(statement.number)).note()))
     }
 
     fn bind(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
         let bind = frontend::Bind::read(frame.body).map_err(|error| violation(error.to_string()))?;
-        if self.mode == Mode::Session {
+        if !self.renames() {
             self.open_unit(Danger::Write);
             return self.ask(Request::Bind, None);
         }
         let (portal, name) = (bind.portal, bind.statement);
+        if !name.is_empty() {
+            self.count(Counted::Binds, 1);
+        }
         let class = self.class_of(name);
         self.open_unit(Danger::Harmless);
         self.portals.bind(portal, class);
@@ -303,7 +328,7 @@ impl Session {
         let target = Target::read(frame.body).map_err(|error| violation(error.to_string()))?;
         self.open_unit(Danger::Harmless);
         let request = Request::Describe { statement: matches!(target, Target::Statement(_)) };
-        if self.mode != Mode::Session
+        if self.renames()
             && let Target::Statement(name) = target
             && let Some(server_name) = self.prepare_for(passing, frame, name)?
         {
@@ -344,10 +369,16 @@ impl Session {
             let _ = server.conversation.sent(request, Asker::Ours, Some(About::OursUnnamed.note()));
             return Ok(None);
         }
-        let Some(statement) = session.names.get(name) else { return Ok(None) };
+        let Some(statement) = session.names.get(name) else {
+            if session.is_plain {
+                return Err(told("prepared statement did not exist"));
+            }
+            return Ok(None);
+        };
         if !server.prepared.touch(statement.number) {
             passing.cut(frame.at, frame.at, server.wire.out());
             hold(server, statement, session.worker.shared.max_prepared())?;
+            session.entry.counters[session.worker.index].add(Counted::ServerParses, 1);
         }
         Ok(Some(Statement::server_name(statement.number)))
     }
@@ -356,7 +387,7 @@ impl Session {
         let target = Target::read(frame.body).map_err(|error| violation(error.to_string()))?;
         self.open_unit(Danger::Nothing);
         let Target::Statement(name) = target else { return self.ask(Request::Close, None) };
-        if self.mode == Mode::Session {
+        if !self.renames() {
             return self.ask(Request::Close, None);
         }
         if name.is_empty() {
@@ -364,7 +395,7 @@ impl Session {
             self.loan().unnamed = None;
             return self.ask(Request::Close, None);
         }
-        if self.names.get(name).is_none() {
+        if self.names.get(name).is_none() && !self.is_plain {
             return self.ask(Request::Close, None); // perhaps a name given by PREPARE
         }
         self.names.ask(name, None);
@@ -373,6 +404,21 @@ impl Session {
         server.conversation.answer(Reply::CloseComplete, Some(About::Name(None).note())).map_err(too_much)?;
         self.answer_due();
         Ok(())
+    }
+
+    /// Whether prepared statements get names of ours: sessions share servers.
+    pub(super) fn renames(&self) -> bool {
+        self.mode != Mode::Session && !(self.is_plain && self.worker.shared.max_prepared() == 0)
+    }
+
+    /// With PgBouncer's manners a name is not given twice.
+    fn name_is_used(&self, name: &[u8]) -> Turn {
+        let name = String::from_utf8_lossy(name);
+        log::say(
+            log::Level::Warning,
+            format_args!("{} prepared statement '{name}' was already prepared", self.card.client),
+        );
+        told("prepared statement name is already in use")
     }
 
     fn execute(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
@@ -397,7 +443,7 @@ impl Session {
     }
 
     /// What a text is. Where backslashes escape in plain strings, a text with one cannot be told.
-    fn class_of_text(&self, text: &[u8]) -> Class {
+    pub(super) fn class_of_text(&self, text: &[u8]) -> Class {
         if text.contains(&b'\\') && self.reported.get("standard_conforming_strings") == Some("off") {
             return Class::unknown();
         }
@@ -427,7 +473,7 @@ pub(super) fn hold(server: &mut Server, statement: &Statement, limit: usize) -> 
 
 /// Notes that a server is being given a statement; the one used longest ago is closed if there are too many.
 fn make_room(server: &mut Server, number: u64, limit: usize) {
-    if let Some(oldest) = server.prepared.insert(number, limit) {
+    for oldest in server.prepared.insert(number, limit) {
         let name = Statement::server_name(oldest);
         Target::Statement(&name).close(server.wire.out()).expect(SHORT);
         let _ = server.conversation.sent(Request::Close, Asker::Ours, None);
@@ -437,50 +483,4 @@ fn make_room(server: &mut Server, number: u64, limit: usize) {
 /// The text of a Query, without its NUL.
 pub(super) fn text(body: &[u8]) -> Result<&[u8], Turn> {
     frontend::query(body).map_err(|error| violation(error.to_string()))
-}
-
-impl Asked {
-    /// What the client's next transaction wants, by its first message and what stands behind it.
-    pub(super) fn of(session: &Session, tag: u8, body: &[u8], whole: bool, behind: &[u8]) -> Self {
-        let class =
-            match tag {
-                b'Q' if whole => text(body).map_or_else(|_| Class::unknown(), |text| session.class_of_text(text)),
-                b'P' => frontend::Parse::read(body)
-                    .map_or_else(|_| Class::unknown(), |parse| session.class_of_text(parse.text)),
-                b'B' => frontend::Bind::read(body)
-                    .map_or_else(|_| Class::unknown(), |bind| session.class_of(bind.statement)),
-                b'D' => match Target::read(body) {
-                    Ok(Target::Statement(name)) => session.class_of(name),
-                    _ => Class::unknown(),
-                },
-                _ => Class::unknown(),
-            };
-        let alone = tag == b'Q' || session.batch_only_reads(behind);
-        Self { class, alone }
-    }
-}
-
-impl Session {
-    /// Whether everything up to Sync is here, and each statement in it is one that only reads.
-    fn batch_only_reads(&self, mut input: &[u8]) -> bool {
-        while let Ok(Some(header)) = frame::header(input) {
-            if input.len() < header.length {
-                return false;
-            }
-            let body = &input[5..header.length];
-            let reads = match header.tag {
-                b'S' => return true,
-                b'P' => frontend::Parse::read(body).is_ok_and(|parse| self.class_of_text(parse.text).reads_only),
-                b'B' => frontend::Bind::read(body)
-                    .is_ok_and(|bind| bind.statement.is_empty() || self.class_of(bind.statement).reads_only),
-                b'D' | b'E' | b'C' | b'H' => true,
-                _ => false,
-            };
-            if !reads {
-                return false;
-            }
-            input = &input[header.length..];
-        }
-        false
-    }
 }

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use pgwire::conversation::{Asker, Request};
 use pgwire::frontend::write_query;
 
-use super::{Asked, Session};
+use super::{Asked, Mode, Session};
 use crate::error::Denial;
 use crate::wire::Filled;
 
@@ -37,8 +37,10 @@ pub(super) enum Turn {
 /// Why a session ends.
 #[derive(Debug)]
 pub(super) enum End {
-    /// The client said goodbye, or just left.
+    /// The client just left.
     ClientGone,
+    /// The client said goodbye.
+    Goodbye,
     /// The client broke the protocol: it is told, and closed.
     Violation(String),
     /// We end it.
@@ -69,7 +71,7 @@ impl Session {
     /// Client to server, until one of the two has to be waited for.
     fn pump_client(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Result<(), Turn> {
         loop {
-            if !self.may_read_client(cx)? {
+            if !self.may_read_client(cx)? || self.worker.shared.is_suspended() {
                 return Ok(());
             }
             if self.client_rest_is_fresh {
@@ -139,6 +141,11 @@ impl Session {
                 Poll::Pending => {
                     server.control.register(cx.waker());
                     self.card.rest(server.conversation.quiet());
+                    if server.control.is_retired() && self.closes_fast() {
+                        return Err(Turn::End(End::SentAway(Denial::Told(
+                            "database configuration changed".to_owned(),
+                        ))));
+                    }
                     return Ok(Released::No);
                 }
                 Poll::Ready(Ok(filled)) => filled,
@@ -154,6 +161,16 @@ impl Session {
                 return self.release();
             }
         }
+    }
+
+    /// A session that has a server for itself gives it up between transactions, if it is to be closed and the settings say so.
+    #[cold]
+    fn closes_fast(&self) -> bool {
+        self.mode == Mode::Session
+            && self
+                .server
+                .as_ref()
+                .is_some_and(|server| server.conversation.at_rest() && server.pool().terms().fast_close)
     }
 
     /// After a COPY that failed nobody can know which Syncs the server still answers: an empty query shows it.

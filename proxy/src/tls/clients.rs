@@ -11,7 +11,9 @@ use openssl::x509::X509Ref;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_openssl::SslStream;
 
-use super::{ALPN, Certificates, Current, Files, TlsError, builder, end_point, handshake_error, identity, stamp};
+use super::{
+    ALPN, Certificates, Current, Files, Spoken, TlsError, builder, end_point, handshake_error, identity, limit, stamp,
+};
 use crate::config::{ListenTls, SslMode};
 
 /// Names of one certificate that are looked at.
@@ -84,12 +86,21 @@ fn files(options: &ListenTls) -> Files<'_> {
     Files { certificate: options.certificate.as_deref(), key: options.key.as_deref(), ca: options.ca.as_deref() }
 }
 
+fn spoken(options: &ListenTls) -> Spoken<'_> {
+    Spoken {
+        protocols: options.protocols.as_deref(),
+        ciphers: options.ciphers.as_deref(),
+        tls13_ciphers: options.tls13_ciphers.as_deref(),
+    }
+}
+
 impl Loaded {
     fn read(options: &ListenTls) -> Result<Self, TlsError> {
         let mut builder = builder(SslMethod::tls_server())?;
         builder.set_options(SslOptions::CIPHER_SERVER_PREFERENCE);
         builder.set_session_cache_mode(SslSessionCacheMode::OFF);
         builder.set_num_tickets(0)?;
+        limit(&mut builder, spoken(options))?;
         identity(&mut builder, files(options))?;
         if let Some(ca) = &options.ca {
             let wrong = |said| TlsError::File { option: "ca", file: ca.clone(), said };

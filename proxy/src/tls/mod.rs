@@ -107,6 +107,69 @@ fn builder(method: SslMethod) -> Result<SslContextBuilder, TlsError> {
     Ok(builder)
 }
 
+/// Which protocols and ciphers are spoken.
+#[derive(Debug, Clone, Copy)]
+struct Spoken<'a> {
+    protocols: Option<&'a str>,
+    ciphers: Option<&'a str>,
+    tls13_ciphers: Option<&'a str>,
+}
+
+/// Limits a context to protocols and ciphers.
+fn limit(builder: &mut SslContextBuilder, spoken: Spoken<'_>) -> Result<(), TlsError> {
+    if let Some(list) = spoken.protocols.filter(|list| !list.is_empty()) {
+        let versions = protocols(list).ok_or_else(|| TlsError::Setup(format!("invalid protocols \"{list}\"")))?;
+        builder.set_min_proto_version(versions.first().copied())?;
+        builder.set_max_proto_version(versions.last().copied())?;
+        for (version, option) in
+            [(SslVersion::TLS1_1, SslOptions::NO_TLSV1_1), (SslVersion::TLS1_2, SslOptions::NO_TLSV1_2)]
+        {
+            if !versions.contains(&version) {
+                builder.set_options(option);
+            }
+        }
+    }
+    if let Some(list) = spoken.ciphers {
+        builder
+            .set_cipher_list(list)
+            .map_err(|error| TlsError::Setup(format!("failed to set ciphers: {}", reason(&error))))?;
+    }
+    if let Some(suites) = spoken.tls13_ciphers {
+        builder
+            .set_ciphersuites(suites)
+            .map_err(|error| TlsError::Setup(format!("failed to set the TLSv1.3 cipher suites: {}", reason(&error))))?;
+    }
+    Ok(())
+}
+
+/// The versions that a list names, the oldest first, as libtls reads it: `all`, `secure` (1.2 and 1.3), `legacy`, single ones.
+fn protocols(list: &str) -> Option<Vec<SslVersion>> {
+    const KNOWN: [(&str, SslVersion); 4] = [
+        ("tlsv1.0", SslVersion::TLS1),
+        ("tlsv1.1", SslVersion::TLS1_1),
+        ("tlsv1.2", SslVersion::TLS1_2),
+        ("tlsv1.3", SslVersion::TLS1_3),
+    ];
+    let mut spoken = [false; 4];
+    for word in list.split([',', ':']).map(|word| word.trim().to_ascii_lowercase()) {
+        let (word, on) = match word.strip_prefix('!') {
+            Some(word) => (word, false),
+            None => (word.as_str(), true),
+        };
+        let range = match word {
+            "all" | "legacy" | "tlsv1" => 0..4,
+            "secure" | "default" => 2..4,
+            word => {
+                let at = KNOWN.iter().position(|(name, _)| *name == word)?;
+                at..at + 1
+            }
+        };
+        spoken[range].fill(on);
+    }
+    let versions: Vec<_> = KNOWN.iter().zip(spoken).filter(|(_, on)| *on).map(|((_, version), _)| *version).collect();
+    (!versions.is_empty()).then_some(versions)
+}
+
 /// Puts certificate and key into a context and checks that they belong together.
 fn identity(builder: &mut SslContextBuilder, files: Files<'_>) -> Result<(), TlsError> {
     let (Some(certificate), Some(key)) = (files.certificate, files.key) else { return Ok(()) };

@@ -10,7 +10,8 @@ use tokio_openssl::SslStream;
 use topology::{Address, Encryption};
 
 use super::{
-    ALPN, Certificates, Current, Files, TlsError, builder, end_point, handshake_error, identity, names, stamp,
+    ALPN, Certificates, Current, Files, Spoken, TlsError, builder, end_point, handshake_error, identity, limit, names,
+    stamp,
 };
 use crate::config::{self, SslMode};
 
@@ -89,6 +90,14 @@ fn files(options: &config::ServerTls) -> Files<'_> {
     Files { certificate: options.certificate.as_deref(), key: options.key.as_deref(), ca: options.ca.as_deref() }
 }
 
+fn spoken(options: &config::ServerTls) -> Spoken<'_> {
+    Spoken {
+        protocols: options.protocols.as_deref(),
+        ciphers: options.ciphers.as_deref(),
+        tls13_ciphers: options.tls13_ciphers.as_deref(),
+    }
+}
+
 fn read(options: &config::ServerTls) -> Result<SslContext, TlsError> {
     let mut builder = builder(SslMethod::tls_client())?;
     fill(&mut builder, options)?;
@@ -97,6 +106,7 @@ fn read(options: &config::ServerTls) -> Result<SslContext, TlsError> {
 }
 
 fn fill(builder: &mut SslContextBuilder, options: &config::ServerTls) -> Result<(), TlsError> {
+    limit(builder, spoken(options))?;
     identity(builder, files(options))?;
     // libpq: a CA that is there is used, whatever the mode.
     let mut verify = SslVerifyMode::NONE;

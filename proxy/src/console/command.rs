@@ -1,0 +1,200 @@
+//! The commands of the console: text in, command out. As PgBouncer reads them: `cmd [arg];` and `SET key = value;`, in any case.
+
+/// Longest argument in bytes.
+const MAX_ARGUMENT: usize = 63;
+/// Longest value of SET in bytes.
+const MAX_VALUE: usize = 255;
+/// Longest name of a command in bytes.
+const MAX_NAME: usize = 15;
+
+/// What the console was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Command {
+    /// Nothing.
+    Empty,
+    /// SHOW, or SELECT, with what.
+    Show(String),
+    /// SET of a setting to a value.
+    Set(String, String),
+    /// RELOAD.
+    Reload,
+    /// PAUSE of all, or of a database.
+    Pause(Option<String>),
+    /// RESUME of all, or of a database.
+    Resume(Option<String>),
+    /// SUSPEND.
+    Suspend,
+    /// DISABLE of a database.
+    Disable(Option<String>),
+    /// ENABLE of a database.
+    Enable(Option<String>),
+    /// RECONNECT of all, or of a database.
+    Reconnect(Option<String>),
+    /// WAIT_CLOSE for all, or for a database.
+    WaitClose(Option<String>),
+    /// KILL of all, or of a database.
+    Kill(Option<String>),
+    /// KILL_CLIENT with a number.
+    KillClient(Option<String>),
+    /// SHUTDOWN, perhaps with what is waited for.
+    Shutdown(Option<String>),
+    /// SWITCHOVER, perhaps to a node.
+    Switchover(Option<String>),
+}
+
+/// Why a text is no command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NoCommand {
+    /// There is no such command, or it is not written so.
+    Invalid,
+    /// An argument is too long.
+    BadArguments,
+}
+
+impl Command {
+    /// Reads one command.
+    pub(super) fn read(text: &str) -> Result<Self, NoCommand> {
+        let text = text.trim();
+        let text = text.strip_suffix(';').unwrap_or(text).trim_end();
+        if text.is_empty() {
+            return Ok(Self::Empty);
+        }
+        let (name, rest) = word(text).ok_or(NoCommand::Invalid)?;
+        if name.len() > MAX_NAME {
+            return Err(NoCommand::BadArguments);
+        }
+        let name = name.to_ascii_lowercase();
+        if name == "set" {
+            return set(rest);
+        }
+        let argument = argument(rest)?;
+        Ok(match (name.as_str(), argument) {
+            ("show" | "select", Some(what)) => Self::Show(what.to_ascii_lowercase()),
+            ("reload", None) => Self::Reload,
+            ("pause", database) => Self::Pause(database),
+            ("resume", database) => Self::Resume(database),
+            ("suspend", None) => Self::Suspend,
+            ("disable", database) => Self::Disable(database),
+            ("enable", database) => Self::Enable(database),
+            ("reconnect", database) => Self::Reconnect(database),
+            ("wait_close", database) => Self::WaitClose(database),
+            ("kill", database) => Self::Kill(database),
+            ("kill_client", id) => Self::KillClient(id),
+            ("shutdown", how) => Self::Shutdown(how),
+            ("switchover", node) => Self::Switchover(node),
+            _ => return Err(NoCommand::Invalid),
+        })
+    }
+
+    /// The tag of its CommandComplete.
+    pub(super) fn tag(&self) -> String {
+        let tag = match self {
+            Self::Empty => "",
+            Self::Show(_) => "SHOW",
+            Self::Set(key, value) => return format!("SET {key}={value}"),
+            Self::Reload => "RELOAD",
+            Self::Pause(_) => "PAUSE",
+            Self::Resume(_) => "RESUME",
+            Self::Suspend => "SUSPEND",
+            Self::Disable(_) => "DISABLE",
+            Self::Enable(_) => "ENABLE",
+            Self::Reconnect(_) => "RECONNECT",
+            Self::WaitClose(_) => "WAIT_CLOSE",
+            Self::Kill(_) => "KILL",
+            Self::KillClient(_) => "KILL_CLIENT",
+            Self::Shutdown(_) => "SHUTDOWN",
+            Self::Switchover(_) => "SWITCHOVER",
+        };
+        tag.to_owned()
+    }
+
+    /// Whether it changes something.
+    pub(super) fn acts(&self) -> bool {
+        !matches!(self, Self::Empty | Self::Show(_))
+    }
+}
+
+/// The word at the beginning, and what is behind it.
+fn word(text: &str) -> Option<(&str, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len());
+    (end > 0).then(|| text.split_at(end))
+}
+
+/// One argument, plain or in double quotes, or none.
+fn argument(text: &str) -> Result<Option<String>, NoCommand> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let value = match text.strip_prefix('"') {
+        Some(quoted) => {
+            let inner = quoted.strip_suffix('"').ok_or(NoCommand::Invalid)?;
+            if inner.replace("\"\"", "").contains('"') {
+                return Err(NoCommand::Invalid);
+            }
+            inner.replace("\"\"", "\"")
+        }
+        None => match word(text) {
+            Some((word, "")) => word.to_owned(),
+            _ => return Err(NoCommand::Invalid),
+        },
+    };
+    if value.len() > MAX_ARGUMENT { Err(NoCommand::BadArguments) } else { Ok(Some(value)) }
+}
+
+/// `key = value` or `key to value`, the value in quotes or not.
+fn set(text: &str) -> Result<Command, NoCommand> {
+    let (key, rest) = word(text.trim_start()).ok_or(NoCommand::Invalid)?;
+    let rest = rest.trim_start();
+    let value = match rest.strip_prefix('=') {
+        Some(value) => value.trim(),
+        None => match word(rest) {
+            Some((to, value)) if to.eq_ignore_ascii_case("to") => value.trim(),
+            _ => return Err(NoCommand::Invalid),
+        },
+    };
+    let value = match value.strip_prefix('\'') {
+        Some(quoted) => {
+            let inner = quoted.strip_suffix('\'').ok_or(NoCommand::Invalid)?;
+            if inner.replace("''", "").contains('\'') {
+                return Err(NoCommand::Invalid);
+            }
+            inner.replace("''", "'")
+        }
+        None if value.is_empty() || value.contains(char::is_whitespace) => return Err(NoCommand::Invalid),
+        None => value.to_owned(),
+    };
+    if key.len() > MAX_ARGUMENT || value.len() > MAX_VALUE {
+        return Err(NoCommand::BadArguments);
+    }
+    Ok(Command::Set(key.to_owned(), value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_are_read_as_pgbouncer_reads_them() {
+        let some = |text: &str| Some(text.to_owned());
+        for (text, command) in [
+            ("SHOW POOLS;", Command::Show("pools".into())),
+            ("  show  Version ", Command::Show("version".into())),
+            ("pause", Command::Pause(None)),
+            ("PAUSE p0;", Command::Pause(some("p0"))),
+            ("pause \"My \"\"db\"\"\"", Command::Pause(some("My \"db\""))),
+            ("set a=1", Command::Set("a".into(), "1".into())),
+            ("SET a TO 'it''s'", Command::Set("a".into(), "it's".into())),
+            ("SET a = 'x, y';", Command::Set("a".into(), "x, y".into())),
+            (";", Command::Empty),
+            ("", Command::Empty),
+        ] {
+            assert_eq!(Command::read(text), Ok(command), "{text}");
+        }
+        for text in ["show", "pause p0 p1", "set a", "set =1", "1;2", "nothing", "reload x", "pause \"x", "set a='b"] {
+            assert_eq!(Command::read(text), Err(NoCommand::Invalid), "{text}");
+        }
+        assert_eq!(Command::read(&format!("pause {}", "x".repeat(64))), Err(NoCommand::BadArguments));
+        assert_eq!(Command::read(&format!("set a={}", "x".repeat(256))), Err(NoCommand::BadArguments));
+    }
+}

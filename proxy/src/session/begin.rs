@@ -1,0 +1,225 @@
+//! The beginning of a session: its parts, and what its client is told of the parameters.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use pgwire::backend;
+use pgwire::conversation::TransactionStatus;
+use pgwire::greeting::Startup;
+use pgwire::report::Report;
+
+use super::borrow::NoServer;
+use super::bring::welcome;
+use super::card::Card;
+use super::greet::{Arrived, Refused, refuse, tell};
+use super::{Asked, Session, Skip, startup, weak};
+use crate::auth::Identity;
+use crate::clients::Client;
+use crate::config::Config;
+use crate::entry::Entry;
+use crate::pool::Pool;
+use crate::routing::Route;
+use crate::settings::{Reported, Setting, Settings};
+use crate::wire::Wire;
+use crate::worker::Worker;
+
+/// Bytes of a cancel key: of protocol 3.0, and of 3.2.
+const KEY_BYTES: (usize, usize) = (4, 32);
+
+impl Session {
+    /// A session for an authenticated client. Its startup parameters are its settings.
+    pub(super) fn begin_with(
+        worker: &Rc<Worker>,
+        client: &Arc<Client>,
+        entry: Arc<Entry>,
+        arrived: Arrived,
+        identity: Identity,
+    ) -> Result<Self, Refused> {
+        let Arrived { wire, startup, .. } = arrived;
+        let key_bytes = if startup.agreed_minor() >= 2 { KEY_BYTES.1 } else { KEY_BYTES.0 };
+        let mut route = None;
+        let config = worker.shared.config();
+        let settings = match login_settings(&config, &startup, client, &mut route) {
+            Ok(settings) => settings,
+            Err(report) => return Err(tell(wire, report)),
+        };
+        if let Some(report) = weak::refusal_at_login(&entry, &identity.user, &settings) {
+            return Err(tell(wire, report));
+        }
+        let user = config.users.get(&identity.user).cloned();
+        let mode = entry.mode(user.as_ref().and_then(|user| user.pool_mode));
+        let card = Card::new(client, user, worker);
+        let user = entry.user_of(&identity.user);
+        client.known(|who| who.server_user = Some(user.clone()));
+        Ok(Self {
+            cancel: worker.shared.cancels.register(key_bytes, worker.shared.peer_id()),
+            mode,
+            is_plain: config.dialect.pgbouncer().is_some(),
+            logs_in: false,
+            always_resets: config.dialect.pgbouncer().is_some_and(|l| l.settings.server_reset_query_always != 0),
+            was_hit: false,
+            begun: (None, None),
+            pools: vec![None; entry.nodes],
+            user,
+            identity,
+            route,
+            card,
+            worker: worker.clone(),
+            entry,
+            client: wire,
+            client_rest_is_fresh: true,
+            client_passes: 0,
+            skip: Skip::Nothing,
+            server: None,
+            node: 0,
+            on_primary: false,
+            server_passes: 0,
+            instead: BytesMut::new(),
+            answers_are_due: false,
+            not_replicated: false,
+            doubt: super::Doubt::Nothing,
+            apart: false,
+            held: BytesMut::new(),
+            held_goes: false,
+            weak_reported: false,
+            last_words: None,
+            names: super::Names::default(),
+            portals: super::Portals::default(),
+            units: super::Units::default(),
+            effects: std::collections::VecDeque::new(),
+            pending_settings: Vec::new(),
+            rolled_back: false,
+            startup: settings.clone(),
+            login: super::Login::new(settings.clone()),
+            settings,
+            reported: Reported::default(),
+            pinned: None,
+            lost: super::Lost::No,
+            read_after: crate::routing::ReadAfter::new(),
+        })
+    }
+
+    /// Tells the client what PostgreSQL tells at login. The first client of a kind needs a server for it, which also
+    /// shows whether its settings are good; for PgBouncer's users one server of the pool is enough for all of them.
+    pub(super) async fn first_words(mut self, admitted: BytesMut) -> Result<Self, Refused> {
+        let all = if self.is_plain { Settings::default() } else { self.settings.clone() };
+        let reported = match self.entry.welcome(&self.user, &all) {
+            Some(reported) => reported,
+            None => {
+                self.logs_in = true;
+                let got = match self.acquire(&Asked::primary()).await {
+                    Ok(()) if self.is_plain => {
+                        self.meet_any_server();
+                        Ok(())
+                    }
+                    Ok(()) => self.meet_server().await,
+                    no_server => no_server,
+                };
+                self.logs_in = false;
+                match got {
+                    Ok(()) => self.entry.remember_welcome(&self.user, &all, &self.reported),
+                    Err(NoServer::Told(report)) => return Err(tell(self.into_wire(), report)),
+                    Err(NoServer::Words(body)) => return Err(Refused::Words(Box::new(self.into_wire()), body)),
+                    Err(NoServer::End(super::turn::End::SentAway(denial))) => {
+                        let shared = self.worker.shared.clone();
+                        return Err(refuse(&shared, self.into_wire(), &denial));
+                    }
+                    Err(NoServer::End(_)) => return Err(Refused::Silently),
+                }
+                self.reported.clone()
+            }
+        };
+        let reported = if self.is_plain { self.with_own_values(reported) } else { reported };
+        self.split_settings(&reported);
+        self.reported = reported;
+        let (process_id, key) = (self.cancel.process_id, self.cancel.key.clone());
+        let out = self.client.out();
+        out.clear();
+        out.extend_from_slice(&admitted);
+        welcome(out, &self.reported);
+        backend::write_backend_key_data(out, process_id, &key).expect("the key has one of two lengths");
+        out.extend_from_slice(&backend::write_ready_for_query(TransactionStatus::Idle));
+        self.card.idle();
+        Ok(self)
+    }
+
+    /// Learns from a server what the pool's clients are told.
+    fn meet_any_server(&mut self) {
+        if let Some(server) = &self.server {
+            self.reported = server.reported.clone();
+        }
+        self.server = None;
+        self.unlink();
+    }
+
+    /// What the client asked for, in place of what the first server of its pool reported.
+    fn with_own_values(&self, mut reported: Reported) -> Reported {
+        for (name, setting) in self.settings.iter() {
+            if let (Some(known), Setting::Value(value)) = (reported.name_of(name), setting) {
+                reported.set(&known, value);
+            }
+        }
+        reported
+    }
+
+    /// Brings the first server to the client's settings, and learns what it reports then.
+    async fn meet_server(&mut self) -> Result<(), NoServer> {
+        let Some(server) = &self.server else { return Ok(()) };
+        let mut wanted = server.reported.clone();
+        for (name, setting) in self.settings.iter() {
+            if let (Some(known), Setting::Value(value)) = (server.reported.name_of(name), setting) {
+                wanted.set(&known, value);
+            }
+        }
+        self.split_settings(&wanted);
+        self.reported = wanted;
+        self.bring().await?;
+        if let Some(server) = &self.server {
+            self.reported = server.reported.clone();
+        }
+        self.server = None;
+        self.unlink();
+        Ok(())
+    }
+
+    /// What PostgreSQL reports is no setting of ours to track.
+    fn split_settings(&mut self, reported: &Reported) {
+        let names: Vec<String> = self.settings.iter().map(|(name, _)| name.to_owned()).collect();
+        for name in names.iter().filter(|name| reported.get(name).is_some()) {
+            self.settings.reset(name);
+        }
+        self.startup = self.settings.clone();
+    }
+
+    fn into_wire(mut self) -> Wire {
+        self.abandon();
+        self.client
+    }
+
+    /// The session's pool for a node; `None` if there are too many pools.
+    pub(super) fn pool(&mut self, node: usize) -> Option<Arc<Pool>> {
+        if self.pools[node].is_none() {
+            let login = self.identity.server_login.clone();
+            self.pools[node] = startup::pool_for(&self.worker.shared, &self.entry, &self.user, &login, node);
+        }
+        self.pools[node].clone()
+    }
+}
+
+/// What a client asks for at its login.
+fn login_settings(
+    config: &Config,
+    startup: &Startup,
+    client: &Client,
+    route: &mut Option<Route>,
+) -> Result<Settings, Report> {
+    let settings = match config.dialect.pgbouncer() {
+        None => startup::settings(startup, route),
+        Some(loaded) => startup::tracked(startup, &loaded.settings, client),
+    }?;
+    if let Some(Setting::Value(name)) = settings.get("application_name") {
+        client.known(|who| who.application_name = (&**name).into());
+    }
+    Ok(settings)
+}
