@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,12 +61,24 @@ pub(crate) struct Bound {
     socket_file: Option<SocketFile>,
 }
 
-/// The file of the Unix socket; removed at the end.
-struct SocketFile(PathBuf);
+/// The file of the Unix socket; removed at the end, unless it is another's by then.
+struct SocketFile {
+    file: PathBuf,
+    inode: Option<u64>,
+}
+
+impl SocketFile {
+    fn new(file: PathBuf) -> Self {
+        let inode = fs::metadata(&file).ok().map(|found| found.ino());
+        Self { file, inode }
+    }
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        if fs::metadata(&self.file).ok().map(|found| found.ino()) == self.inode {
+            let _ = fs::remove_file(&self.file);
+        }
     }
 }
 
@@ -96,7 +108,7 @@ pub(crate) fn bind(config: &Config, workers: usize) -> Result<Bound, String> {
         let file = directory.join(format!(".s.PGSQL.{}", config.listen.unix_socket_port.unwrap_or(first)));
         let listener = bind_unix(&file, &config.listen)
             .map_err(|error| format!("cannot listen on {}: {error}", file.display()))?;
-        bound.socket_file = Some(SocketFile(file.clone()));
+        bound.socket_file = Some(SocketFile::new(file.clone()));
         bound.workers[0].1 = Some(listener);
         listening(config, format_args!("unix:{}", file.display()));
     }

@@ -3,6 +3,7 @@
 
 mod cli;
 mod connstr;
+mod handover;
 mod ini;
 mod load;
 pub(crate) mod log;

@@ -57,6 +57,13 @@ pub(super) fn check_pidfile(file: &str) -> Result<(), String> {
     fs::remove_file(file).map_err(|error| format!("could not remove stale pidfile: {}", errno_text(&error)))
 }
 
+/// The process that wrote it gives way to this one.
+pub(super) fn forget_pidfile(file: &str) {
+    if !file.is_empty() {
+        let _ = fs::remove_file(file);
+    }
+}
+
 /// The pid file of this process; goes with it.
 pub(super) struct Pidfile(Option<PathBuf>);
 
@@ -78,7 +85,10 @@ impl Pidfile {
 
 impl Drop for Pidfile {
     fn drop(&mut self) {
-        if let Some(file) = &self.0 {
+        let Some(file) = &self.0 else { return };
+        // It may be another's by now, which took our place.
+        let is_ours = fs::read_to_string(file).is_ok_and(|text| text.trim() == std::process::id().to_string());
+        if is_ours {
             let _ = fs::remove_file(file);
         }
     }

@@ -13,7 +13,7 @@ use super::cli::{Arguments, parts};
 use super::load::{Grave, Loaded, Said};
 use super::log::{Level, Log, say};
 use super::process::{self, Pidfile};
-use super::{SETTINGS, Settings, VERSION};
+use super::{SETTINGS, Settings, VERSION, handover};
 use crate::config::Config;
 use crate::console::Order;
 use crate::counts::Ending;
@@ -63,11 +63,15 @@ fn start(arguments: &Arguments, log: &Log) -> Result<(), String> {
     if arguments.reboot {
         say(Level::Warning, format_args!("Online restart is deprecated, use so_reuseport instead"));
     }
-    if unix_socket(settings).is_some_and(|socket| process::is_in_use(&socket)) {
-        return Err("unix socket is in use, cannot continue".to_owned());
-    }
-    if arguments.reboot {
-        say(Level::Log, format_args!("old process not found, try to continue normally"));
+    let in_use = unix_socket(settings).filter(|socket| process::is_in_use(socket));
+    match (in_use, arguments.reboot) {
+        (Some(socket), true) => {
+            handover::ask(&socket, &config).map_err(|why| format!("the old process does not give way: {why}"))?;
+            process::forget_pidfile(&settings.pidfile);
+        }
+        (None, true) => say(Level::Log, format_args!("old process not found, try to continue normally")),
+        (Some(_), false) => return Err("unix socket is in use, cannot continue".to_owned()),
+        (None, false) => {}
     }
     process::check_pidfile(&settings.pidfile)?;
     if arguments.daemon && !process::is_in_background() {
