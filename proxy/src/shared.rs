@@ -322,8 +322,14 @@ impl Shared {
         };
         say(Level::Debug, format_args!("forwarding cancellation request to peer {of}"));
         let target = CancelTarget { address, process_id: process, key: key.into() };
-        let limit = config.dialect.pgbouncer().map_or(Duration::ZERO, |l| l.settings.cancel_wait_timeout.duration());
-        let _ = tokio::time::timeout(limit, cancel::deliver(&target)).await;
+        let _ = cancel::deliver(&target).await;
+    }
+
+    /// Time for a cancel request to be delivered.
+    pub(crate) fn cancel_wait(&self) -> Duration {
+        let config = self.config();
+        let limit = config.dialect.pgbouncer().and_then(|loaded| loaded.settings.cancel_wait_timeout.limit());
+        limit.unwrap_or(Duration::from_secs(10))
     }
 
     /// Counts a client in, unless there are too many.

@@ -8,6 +8,7 @@ use std::time::Duration;
 pub mod certificates;
 pub mod endpoint;
 pub mod folder;
+pub mod pgbouncer;
 pub mod pgsteady;
 pub mod port;
 pub mod postgres;

@@ -104,8 +104,8 @@ impl Log {
                 Ok(file) => Some(file),
                 Err(error) => {
                     let why = super::load::errno_text(&error);
-                    say(Level::Fatal, format_args!("could not open logfile: '{name}': {why}"));
-                    None
+                    say(Level::Error, format_args!("could not open logfile: '{name}': {why}"));
+                    self.lock().file.take() // better the old one than none
                 }
             },
         };

@@ -18,13 +18,17 @@ use super::log::{Level, say};
 /// In the environment of a process that was put into the background by another one.
 const IN_BACKGROUND: &str = "PGSTEADY_IN_BACKGROUND";
 
-/// Takes the rights of a user, if one is named, and refuses to be root.
-pub(super) fn take_rights(user: Option<&str>) -> Result<(), String> {
+/// Takes the rights of a user, if one is named, and refuses to be root. The log file becomes the user's.
+pub(super) fn take_rights(user: Option<&str>, logfile: &str) -> Result<(), String> {
     if let Some(name) = user.filter(|name| !name.is_empty()) {
         let found = User::from_name(name).ok().flatten();
         let user = found.ok_or_else(|| format!("could not find user '{name}' to switch to"))?;
         if user.uid != getuid() {
             let failed = |what: &str, error: Errno| format!("{what} failed: {}", error.desc());
+            if !logfile.is_empty() {
+                // It is opened again by the user.
+                let _ = std::os::unix::fs::chown(logfile, Some(user.uid.as_raw()), Some(user.gid.as_raw()));
+            }
             let group = std::ffi::CString::new(name).map_err(|error| error.to_string())?;
             initgroups(&group, user.gid).map_err(|error| failed("failed to reset groups: setgroups", error))?;
             setgid(user.gid).map_err(|error| failed("setgid", error))?;

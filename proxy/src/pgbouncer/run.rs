@@ -59,7 +59,7 @@ fn start(arguments: &Arguments, log: &Log) -> Result<(), String> {
         return Err("TLS setup failed".to_owned());
     }
     let settings = &loaded.settings;
-    process::take_rights(arguments.user.as_deref().or(settings.user.as_deref()))?;
+    process::take_rights(arguments.user.as_deref().or(settings.user.as_deref()), &settings.logfile)?;
     if arguments.reboot {
         say(Level::Warning, format_args!("Online restart is deprecated, use so_reuseport instead"));
     }

@@ -230,7 +230,10 @@ async fn arrive(worker: &Rc<Worker>, client: &Client, mut stream: Stream) -> Res
                 greeting = asked.refused();
             }
             Ok(Step::Cancel(request, _)) => {
-                worker.shared.cancel(request.process, &request.key).await;
+                let limit = worker.shared.cancel_wait();
+                if timeout(limit, worker.shared.cancel(request.process, &request.key)).await.is_err() {
+                    log_end(&worker.shared, client, "cancel_wait_timeout");
+                }
                 return Err(Refused::Silently);
             }
             Ok(Step::Startup(startup, length)) => {

@@ -1,0 +1,193 @@
+//! The program under PgBouncer's name: its `pgbouncer.ini`, its process, its console, its log.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::{Child, ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::net::TcpStream;
+use tokio_postgres::{Client, SimpleQueryMessage};
+
+use crate::endpoint::Endpoint;
+use crate::folder::{self, Folder};
+use crate::pgsteady::program;
+use crate::port::Port;
+use crate::{process, wait_for};
+
+/// How long it may take to listen, to end, or to log what a test waits for.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// A running process that was called as `pgbouncer`; killed when dropped.
+pub struct PgBouncer {
+    process: Child,
+    port: Port,
+    folder: Folder,
+}
+
+impl PgBouncer {
+    /// Starts it with these databases and settings, and a list of users; waits until it listens. Where it listens and logs,
+    /// and that `admin` may do everything, is added.
+    ///
+    /// # Panics
+    /// When it ends instead; its log is shown.
+    pub async fn start(databases: &str, settings: &str, users: &str) -> Self {
+        let folder = Folder::new("b");
+        let port = Port::new();
+        folder.write("userlist.txt", users);
+        let file = folder.write("pgbouncer.ini", &ini(folder.path(), port.number(), databases, settings));
+        let mut started = Self { process: launch(&file, &[]), port, folder };
+        started.listens().await;
+        started
+    }
+
+    async fn listens(&mut self) {
+        let deadline = tokio::time::Instant::now() + LIMIT;
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port())).await.is_err() {
+            let ended = self.process.try_wait().expect("a child can be waited for");
+            assert!(ended.is_none(), "it ended ({}):\n{}", ended.unwrap_or_default(), self.log());
+            assert!(tokio::time::Instant::now() < deadline, "it does not listen:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Another process with `-R`, which takes the place of this one; the old process.
+    pub async fn hand_over(&mut self) -> Child {
+        let old = std::mem::replace(&mut self.process, launch(&self.folder.path().join("pgbouncer.ini"), &["-R"]));
+        let up = || async { (self.log().matches("process up").count() > 1).then_some(()) };
+        wait_for("the new process", LIMIT, up).await;
+        old
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    /// Its folder, with its Unix socket.
+    #[must_use]
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// Where a user connects to a database.
+    #[must_use]
+    pub fn endpoint(&self, user: &str, password: &str, database: &str) -> Endpoint {
+        Endpoint::app(self.port()).with_user(user, password).with_database(database)
+    }
+
+    /// The console, as the user `admin`.
+    pub async fn console(&self) -> Client {
+        self.endpoint("admin", "admin-secret", "pgbouncer").client().await
+    }
+
+    /// Replaces databases and settings; they count after a RELOAD.
+    pub fn write(&self, databases: &str, settings: &str) {
+        self.folder.write("pgbouncer.ini", &ini(self.folder.path(), self.port(), databases, settings));
+    }
+
+    /// What it has logged.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Waits until the part of the log after the first `from` bytes contains this text.
+    pub async fn logged(&self, from: usize, text: &str) {
+        let found = || async { self.log()[from..].contains(text).then_some(()) };
+        wait_for(&format!("{text:?} in the log"), LIMIT, found).await;
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// Never: process numbers are small.
+    pub fn signal(&self, signal: Signal) {
+        process::signal(i32::try_from(self.process.id()).expect("process numbers are small"), signal);
+    }
+
+    /// Waits until it has ended.
+    pub async fn ended(&mut self) -> ExitStatus {
+        ended(&mut self.process).await
+    }
+}
+
+/// Waits until a process has ended.
+///
+/// # Panics
+/// When it does not.
+pub async fn ended(process: &mut Child) -> ExitStatus {
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    loop {
+        if let Some(status) = process.try_wait().expect("a child can be waited for") {
+            return status;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "it did not end");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+impl Drop for PgBouncer {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("the end of its log:\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
+        }
+    }
+}
+
+/// Runs as the account that PostgreSQL runs as: PgBouncer refuses to be root.
+fn launch(file: &Path, options: &[&str]) -> Child {
+    let mut command = process::bound_to_us(&program());
+    command.arg("pgbouncer").arg("-q").args(options);
+    if let Some(account) = folder::account() {
+        command.arg("-u").arg(account.name);
+    }
+    command.arg(file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.spawn().expect("pgsteady can be run")
+}
+
+fn ini(folder: &Path, port: u16, databases: &str, settings: &str) -> String {
+    let folder = folder.display();
+    let mut text = String::new();
+    let _ = write!(
+        text,
+        "[databases]\n{databases}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir = {folder}\n\
+         logfile = {folder}/log\nauth_file = {folder}/userlist.txt\nadmin_users = admin\n{settings}\n"
+    );
+    text
+}
+
+/// The rows of a SHOW, each as `column=value` pairs; the protocol is the simple one.
+///
+/// # Panics
+/// When the console refuses.
+pub async fn show(console: &Client, what: &str) -> Vec<Vec<(String, String)>> {
+    let answers = console.simple_query(&format!("SHOW {what}")).await;
+    let answers = answers.unwrap_or_else(|error| panic!("SHOW {what}: {}", crate::endpoint::say(&error)));
+    let row = |message: SimpleQueryMessage| match message {
+        SimpleQueryMessage::Row(row) => {
+            let names = row.columns().iter().map(|column| column.name().to_owned());
+            Some(names.enumerate().map(|(i, name)| (name, row.get(i).unwrap_or("").to_owned())).collect())
+        }
+        _ => None,
+    };
+    answers.into_iter().filter_map(row).collect()
+}
+
+/// A value of the first row whose column `key` is `is`.
+///
+/// # Panics
+/// When there is no such row or column.
+pub async fn shown(console: &Client, what: &str, key: &str, is: &str, column: &str) -> String {
+    let rows = show(console, what).await;
+    let value = |row: &[(String, String)], name: &str| row.iter().find(|(n, _)| n == name).map(|(_, v)| v.clone());
+    let row = rows.iter().find(|row| value(row, key).as_deref() == Some(is));
+    row.and_then(|row| value(row, column)).unwrap_or_else(|| panic!("SHOW {what}: no {column} where {key} is {is}"))
+}
