@@ -40,6 +40,8 @@ pub(crate) struct Entry {
     pub(crate) synchronous_commit: SynchronousCommit,
     /// Nodes of the cluster.
     pub(crate) nodes: usize,
+    /// There is no cluster, and nothing to choose: the epoch for ever.
+    pub(crate) alone: Option<u64>,
     /// How far behind a replica may be.
     pub(crate) max_lag: Duration,
     /// Where its transactions go, unless the session or the statement says otherwise.
@@ -74,6 +76,7 @@ impl Entry {
             resolves: managed && config.resolve_commits,
             synchronous_commit: if managed { config.synchronous_commit } else { SynchronousCommit::Allow },
             nodes: watch.now().nodes.len(),
+            alone: matches!(config.target, Target::Server(_)).then(|| watch.now().epoch),
             watch,
             managed,
             paused: AtomicBool::new(false),

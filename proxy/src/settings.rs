@@ -50,6 +50,13 @@ impl Reported {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    /// If both say the same, they are one from now on: of two copies all holders come to keep the same.
+    pub(crate) fn unify(&mut self, other: &mut Self) {
+        if !self.is(other) && self.0 == other.0 {
+            keep_one(&mut self.0, &mut other.0);
+        }
+    }
+
     /// What differs from `server` and can be set there: name and wanted value.
     pub(crate) fn to_assign(&self, server: &Self) -> Vec<(&str, &str)> {
         self.iter()
@@ -75,6 +82,11 @@ pub(crate) fn is_below_on(value: &str) -> bool {
     weak.iter().any(|word| value.eq_ignore_ascii_case(word))
 }
 
+/// Of two copies the one at the lower address stays, so that all holders who meet come to share one.
+fn keep_one<T>(one: &mut Arc<T>, two: &mut Arc<T>) {
+    if Arc::as_ptr(one) < Arc::as_ptr(two) { two.clone_from(one) } else { one.clone_from(two) }
+}
+
 /// How a setting is made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Setting {
@@ -96,6 +108,21 @@ impl Settings {
             (None, None) => true,
             (Some(one), Some(two)) => Arc::ptr_eq(one, two),
             _ => false,
+        }
+    }
+
+    /// As [`Reported::unify`].
+    pub(crate) fn unify(&mut self, other: &mut Self) {
+        for settings in [&mut self.0, &mut other.0] {
+            if settings.as_ref().is_some_and(|settings| settings.is_empty()) {
+                *settings = None;
+            }
+        }
+        if let (Some(one), Some(two)) = (&mut self.0, &mut other.0)
+            && !Arc::ptr_eq(one, two)
+            && one == two
+        {
+            keep_one(one, two);
         }
     }
 

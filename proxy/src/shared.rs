@@ -75,6 +75,8 @@ pub(crate) struct Shared {
     held_bytes: AtomicUsize,
     holding: AtomicUsize,
     statements: AtomicU64,
+    /// `limits.max_prepared_statements`, which the path of a query reads.
+    max_prepared: AtomicUsize,
     workers: usize,
 }
 
@@ -89,6 +91,7 @@ impl Shared {
         let workers = config.listen.workers.max(1);
         Self {
             workers,
+            max_prepared: AtomicUsize::new(config.limits.max_prepared_statements),
             clients: Arc::default(),
             console_clients: Arc::default(),
             console_counters: (0..workers).map(|_| Counters::default()).collect(),
@@ -185,6 +188,7 @@ impl Shared {
     /// gone are sent away; else entries that changed are made anew for new clients.
     pub(crate) fn replace_config(self: &Arc<Self>, config: &Arc<Config>) {
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = config.clone();
+        self.max_prepared.store(config.limits.max_prepared_statements, Ordering::Relaxed);
         for (name, of_user) in &*lock(&self.of_users) {
             of_user.servers.set_limit(max_servers(config, name));
         }
@@ -451,8 +455,9 @@ impl Shared {
     }
 
     /// Prepared statements that a server may hold.
+    #[inline]
     pub(crate) fn max_prepared(&self) -> usize {
-        self.config().limits.max_prepared_statements
+        self.max_prepared.load(Ordering::Relaxed)
     }
 }
 

@@ -14,6 +14,9 @@ pub const MAX_NESTING: usize = 100;
 /// Bytes of a text that the grammar is asked to read; it takes 0.1 to 0.5 µs a byte, and the other clients of the worker wait.
 pub const MAX_GRAMMAR_BYTES: usize = 16 * 1024;
 
+/// Bytes of a text that is read by the lexer rather than looked up.
+const SHORT: usize = 128;
+
 /// What a classifier may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClassifierLimits {
@@ -49,9 +52,18 @@ impl Classifier {
         Self { limits, functions, cache: Cache::new(limits.entries, limits.bytes) }
     }
 
-    /// What this text is. `sql` comes without its closing zero. A text seen before costs one hash and one comparison.
+    /// What this text is. `sql` comes without its closing zero. A short text that the lexer settles is read each time: that
+    /// costs no more than to keep it, and literals make such texts new each time. Else a text seen before costs one hash and
+    /// one comparison.
     #[inline]
     pub fn classify(&mut self, sql: &[u8]) -> Class {
+        if sql.len() <= SHORT
+            && let shape = Shape::of(sql, &self.functions)
+            && let Some(mut class) = settled(&shape)
+        {
+            class.hint = shape.hint;
+            return class;
+        }
         match self.cache.get(sql) {
             Some(class) => class,
             None => self.read(sql),

@@ -3,9 +3,23 @@
 use pgwire::frontend::Target;
 use pgwire::{frame, frontend};
 
-use super::requests::text;
+use super::requests::{Frame, text};
 use super::{Asked, Session};
 use crate::routing::Class;
+
+impl Session {
+    /// What the client's next transaction wants, as far as there is a choice. What the statement is stays known for a moment.
+    pub(super) fn asks(&mut self, frame: &Frame<'_>, behind: &[u8]) -> Asked {
+        if self.entry.nodes == 1 {
+            return Asked::primary();
+        }
+        let asked = Asked::of(self, frame.tag, frame.body, frame.whole, behind);
+        if matches!(frame.tag, b'Q' | b'P') && frame.whole {
+            self.known_class = Some(asked.class.clone());
+        }
+        asked
+    }
+}
 
 impl Asked {
     /// What the client's next transaction wants, by its first message and what stands behind it.

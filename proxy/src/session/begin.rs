@@ -84,6 +84,7 @@ impl Session {
             held_goes: false,
             weak_reported: false,
             last_words: None,
+            known_class: None,
             names: super::Names::default(),
             portals: super::Portals::default(),
             units: super::Units::default(),

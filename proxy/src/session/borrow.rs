@@ -57,16 +57,25 @@ impl Session {
         if !self.meet_loss(frame) {
             return Ok(false);
         }
-        let asked = Asked::of(self, frame.tag, frame.body, frame.whole, behind);
+        let asked = self.asks(frame, behind);
         if self.lost == Lost::Told {
             return Err(Turn::Need(Asked::primary()));
         }
-        let topology = self.entry.watch.now();
-        let Choice::Node(node) = self.choose(&topology, &asked) else { return Err(Turn::Need(asked)) };
         if self.entry.is_paused() {
             return Err(Turn::Need(asked));
         }
-        let borrowed = self.pool(node).and_then(|pool| pool.try_borrow(self.worker.index, topology.epoch));
+        let (node, epoch) = match self.entry.alone {
+            Some(epoch) => (0, epoch),
+            None => {
+                let topology = self.entry.watch.now();
+                let Choice::Node(node) = self.choose(&topology, &asked) else { return Err(Turn::Need(asked)) };
+                (node, topology.epoch)
+            }
+        };
+        if self.pools[node].is_none() {
+            self.pool(node);
+        }
+        let borrowed = self.pools[node].as_ref().and_then(|pool| pool.try_borrow(self.worker.index, epoch));
         match borrowed {
             Some(server) => self.take(server, node).map(|()| true),
             None => Err(Turn::Need(asked)),
@@ -98,7 +107,7 @@ impl Session {
     }
 
     /// Makes a borrowed server the session's; `Turn::Bring` if it is not as the session left its last one.
-    fn take(&mut self, server: Borrowed, node: usize) -> Result<(), Turn> {
+    fn take(&mut self, mut server: Borrowed, node: usize) -> Result<(), Turn> {
         self.cancel.begin(&server.cancel);
         if !self.logs_in {
             self.count(Counted::Assignments, 1);
@@ -106,7 +115,13 @@ impl Session {
         server.control.link.store(self.card.client.id, Ordering::Relaxed);
         self.card.client.link.store(server.control.origin.id, Ordering::Relaxed);
         self.node = node;
-        let same = self.reported.is(&server.reported) && self.settings.is(&server.applied);
+        let mut same = self.reported.is(&server.reported) && self.settings.is(&server.applied);
+        if !same && self.lost == Lost::No && !self.login.is_due() {
+            let server = &mut *server;
+            self.reported.unify(&mut server.reported);
+            self.settings.unify(&mut server.applied);
+            same = self.reported.is(&server.reported) && self.settings.is(&server.applied);
+        }
         self.server = Some(server);
         if same { Ok(()) } else { Err(Turn::Bring) }
     }

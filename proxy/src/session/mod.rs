@@ -159,6 +159,8 @@ pub(crate) struct Session {
     /// What the server said last before it went away.
     last_words: Option<String>,
 
+    /// What the statement in work is, if that was asked already.
+    known_class: Option<Class>,
     names: Names,
     portals: Portals,
     units: Units,

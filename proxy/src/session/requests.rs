@@ -123,6 +123,7 @@ impl Session {
             if self.login_is_due() {
                 return Err(Turn::Restore);
             }
+            self.known_class = None;
             if self.server.is_some() || self.begin(&frame, &input[arrived..])? {
                 self.client_message(passing, &frame)?;
             } else {
@@ -192,7 +193,9 @@ impl Session {
     }
 
     fn query(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
-        let class = if frame.whole {
+        let class = if let Some(class) = self.known_class.take() {
+            class
+        } else if frame.whole {
             self.class_of_text(text(frame.body)?)
         } else {
             self.soil(); // nobody has read what it does to the session
@@ -256,7 +259,7 @@ impl Session {
 
     fn parse(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
         let parse = frontend::Parse::read(frame.body).map_err(|error| violation(error.to_string()))?;
-        let class = self.class_of_text(parse.text);
+        let class = self.known_class.take().unwrap_or_else(|| self.class_of_text(parse.text));
         self.open_unit(Danger::Harmless);
         if class.weakens_commits && self.refuses_weak_commits() {
             return self.refuse(passing, frame);
@@ -442,8 +445,11 @@ impl Session {
         self.ask(Request::Sync, Some(About::Nothing.unit()))
     }
 
-    /// What a text is. Where backslashes escape in plain strings, a text with one cannot be told.
+    /// What a text is; with PgBouncer's manners nobody asks. Where backslashes escape in plain strings, a text with one cannot be told.
     pub(super) fn class_of_text(&self, text: &[u8]) -> Class {
+        if self.is_plain {
+            return Class::unknown(); // nothing is done by it
+        }
         if text.contains(&b'\\') && self.reported.get("standard_conforming_strings") == Some("off") {
             return Class::unknown();
         }
