@@ -22,10 +22,12 @@ impl Pool {
     pub(super) fn open_if_needed(self: &Arc<Self>) {
         let Some(runtime) = runtime() else { return };
         let mut state = self.lock();
-        state.waiters.retain(|waiter| !waiter.sender.is_closed());
-        if state.waiters.is_empty() {
+        // Looking through the queue is for when something can be done for it.
+        let is_full = state.taken >= state.terms.most() && state.idle.iter().all(VecDeque::is_empty);
+        if is_full || state.waiters.is_empty() {
             return;
         }
+        state.waiters.retain(|waiter| !waiter.sender.is_closed());
         if let Some((worker, server)) = self.to_check(&mut state) {
             server.control.enter(ServerState::Tested);
             runtime.spawn(self.clone().check(server, worker));
@@ -233,6 +235,7 @@ impl Pool {
             let mut state = self.lock();
             let idle: Vec<VecDeque<Server>> = state.idle.iter_mut().map(std::mem::take).collect();
             state.controls.retain(|control| Weak::strong_count(control) > 0);
+            state.waiters.retain(|waiter| !waiter.sender.is_closed());
             (idle, state.epoch, state.terms.clone())
         };
         let mut spare = self.lock().taken.saturating_sub(terms.min_size);

@@ -135,7 +135,8 @@ impl Session {
     }
 
     async fn wait_for_server(&mut self, asked: &Asked) -> Result<(), NoServer> {
-        let limits = self.worker.shared.limits();
+        let config = self.worker.shared.config();
+        let limits = &config.limits;
         let Some(_held) = self.worker.shared.hold() else {
             let why = self.entry.watch.now().why.to_string();
             return Err(NoServer::Told(Denial::TooManyHeld(why).report(false)));
@@ -158,7 +159,8 @@ impl Session {
                 counted = true;
                 self.entry.watch.count_held();
             }
-            let pool = self.pool_to_wait_for(node)?;
+            let is_paused = self.entry.is_paused();
+            let pool = self.pool_to_wait_for(node.filter(|_| !is_paused))?;
             let index = self.worker.index;
             let mut borrowing = pin!(async {
                 match &pool {
@@ -167,7 +169,7 @@ impl Session {
                 }
             });
             // The place in the queue is kept as long as it is the right queue.
-            while self.pool_to_wait_for(node)?.is_some() == pool.is_some() {
+            while self.entry.is_paused() == is_paused && !self.entry.is_removed() {
                 let (worker, client) = (self.worker.clone(), &mut self.client);
                 let (card, cancel) = (&self.card, &self.cancel);
                 let leaving = poll_fn(|cx| {
@@ -204,7 +206,7 @@ impl Session {
         if self.entry.is_removed() {
             return Err(NoServer::End(End::SentAway(Denial::DatabaseRemoved)));
         }
-        let Some(node) = node.filter(|_| !self.entry.is_paused()) else { return Ok(None) };
+        let Some(node) = node else { return Ok(None) };
         let Some(pool) = self.pool(node) else {
             let text = "the database entry has too many pools, or was changed";
             return Err(NoServer::Told(Report::error(sqlstate::TOO_MANY_CONNECTIONS, text)));
