@@ -1,9 +1,9 @@
 # Two commands do everything on a fresh Debian or Ubuntu machine with Rust: `make demo` and `make test`.
 
-.PHONY: help demo test lint doc bench regress compose fuzz clean
+.PHONY: help demo test lint doc bench regress pgbouncer compose fuzz clean
 
 help: ## What there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: ## A throwaway cluster, three kills of the primary under load, and a report
 	@tools/install.sh demo
@@ -29,6 +29,11 @@ regress: ## PostgreSQL's own regression suite through session and transaction po
 	@tools/install.sh regress
 	cargo build --release --locked --bin pgsteady
 	PGSTEADY_BIN=$(CURDIR)/target/release/pgsteady cargo test --locked -p end-to-end --test regress -- --ignored --nocapture
+
+pgbouncer: ## PgBouncer's own tests against pgsteady called as pgbouncer (three minutes)
+	@tools/install.sh pgbouncer
+	cargo build --release --locked --bin pgsteady
+	tools/pgbouncer-suite.sh
 
 compose: ## docker-compose.yml with the primary killed; makes its base image with debootstrap (three minutes)
 	@tools/install.sh compose

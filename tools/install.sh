@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing on Debian or Ubuntu, and nothing else: `install.sh demo|test|bench|regress|compose`.
+# Installs what is missing on Debian or Ubuntu, and nothing else: `install.sh demo|test|bench|regress|pgbouncer|compose`.
 # Quick when nothing is missing. Debian's own services are not started by what this installs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -31,6 +31,13 @@ case $purpose in
         need docker.io command -v docker
         need docker-compose sh -c 'docker compose version || docker-compose version'
         need postgresql-client command -v psql
+        ;;
+    pgbouncer)
+        need python3-venv python3 -c 'import ensurepip, venv'
+        need socat command -v socat
+        need curl command -v curl
+        need slapd has_file '/usr/sbin/slapd'
+        need ldap-utils command -v ldapsearch
         ;;
     bench) need pgbouncer has_file '/usr/sbin/pgbouncer' ;;
     regress)

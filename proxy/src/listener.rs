@@ -230,10 +230,7 @@ impl Listeners {
         use std::task::Poll;
         for listener in &self.tcp {
             if let Poll::Ready(accepted) = listener.poll_accept(cx) {
-                return Poll::Ready(accepted.map(|(stream, peer)| {
-                    let _ = prepare_tcp(&stream);
-                    (Stream::Tcp(stream), Peer::Tcp(peer))
-                }));
+                return Poll::Ready(accepted.map(|(stream, peer)| (Stream::Tcp(stream), Peer::Tcp(peer))));
             }
         }
         if let Some(listener) = &self.unix
@@ -250,11 +247,53 @@ impl Listeners {
     }
 }
 
-/// No delay, and keep-alive: for clients and servers alike.
-///
-/// # Errors
-/// The operating system refuses an option; the connection works all the same.
-pub(crate) fn prepare_tcp(stream: &tokio::net::TcpStream) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))
+/// The options of a TCP connection, to a client or a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TcpOptions {
+    /// Seconds of silence before a peer is asked whether it is still there; none: it never is. Then between questions, and how
+    /// many; 0: as the system has it.
+    pub(crate) keepalive: Option<(Duration, Duration, u32)>,
+    /// Time for a peer to acknowledge what it was sent; zero: as the system has it.
+    pub(crate) user_timeout: Duration,
+    /// Bytes of the kernel's buffers; 0: as the system has it.
+    pub(crate) buffer: usize,
+}
+
+impl Default for TcpOptions {
+    fn default() -> Self {
+        Self { keepalive: Some((KEEPALIVE, Duration::ZERO, 0)), user_timeout: Duration::ZERO, buffer: 0 }
+    }
+}
+
+impl TcpOptions {
+    /// Sets them, and no delay.
+    ///
+    /// # Errors
+    /// The operating system refuses one; the connection works all the same.
+    pub(crate) fn apply(&self, stream: &tokio::net::TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(stream);
+        if let Some((idle, interval, count)) = self.keepalive {
+            let mut keepalive = TcpKeepalive::new();
+            if !idle.is_zero() {
+                keepalive = keepalive.with_time(idle);
+            }
+            if !interval.is_zero() {
+                keepalive = keepalive.with_interval(interval);
+            }
+            if count > 0 {
+                keepalive = keepalive.with_retries(count);
+            }
+            socket.set_keepalive(true)?;
+            socket.set_tcp_keepalive(&keepalive)?;
+        }
+        if !self.user_timeout.is_zero() {
+            socket.set_tcp_user_timeout(Some(self.user_timeout))?;
+        }
+        if self.buffer > 0 {
+            socket.set_send_buffer_size(self.buffer)?;
+            socket.set_recv_buffer_size(self.buffer)?;
+        }
+        Ok(())
+    }
 }

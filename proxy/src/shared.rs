@@ -19,6 +19,7 @@ use crate::console::Order;
 use crate::counts::{Counted, Ending, OfUser, Place};
 use crate::entry::Entry;
 use crate::error::Denial;
+use crate::listener::TcpOptions;
 use crate::pgbouncer::log::{Level, say};
 use crate::pool::{Budget, CancelTarget, Terms};
 use crate::stats::{Counters, Totals};
@@ -250,6 +251,7 @@ impl Shared {
                 (Target::Cluster(_), []) => Vec::new(),
             },
             stays_with_host: database.stays_with_host,
+            tcp: self.tcp_options(),
             tls: self.tls.servers(&database.tls)?,
             dbname: database.dbname.clone().unwrap_or_else(|| entry.clone()),
             startup: database.startup.clone(),
@@ -297,6 +299,21 @@ impl Shared {
         }
         if settings.is_some_and(|settings| settings.log_stats != 0) {
             crate::console::log_stats(&all);
+        }
+    }
+
+    /// The options of TCP connections.
+    pub(crate) fn tcp_options(&self) -> TcpOptions {
+        let config = self.config();
+        let Some(loaded) = config.dialect.pgbouncer() else { return TcpOptions::default() };
+        let settings = &loaded.settings;
+        let seconds = |time: i32| Duration::from_secs(u64::try_from(time).unwrap_or(0));
+        let count = u32::try_from(settings.tcp_keepcnt).unwrap_or(0);
+        let keepalive = (seconds(settings.tcp_keepidle), seconds(settings.tcp_keepintvl), count);
+        TcpOptions {
+            keepalive: (settings.tcp_keepalive != 0).then_some(keepalive),
+            user_timeout: Duration::from_millis(u64::try_from(settings.tcp_user_timeout).unwrap_or(0)),
+            buffer: usize::try_from(settings.tcp_socket_buffer).unwrap_or(0),
         }
     }
 

@@ -16,7 +16,6 @@ use super::{CancelTarget, Control, Failure, Origin, ServerState, Slot, Terms};
 use crate::auth::{self, Hashing, Link, LoginError, ServerLogin};
 use crate::clock::Clock;
 use crate::config::SynchronousCommit;
-use crate::listener::prepare_tcp;
 use crate::pgbouncer::log::{Level, say};
 use crate::settings::{Reported, Settings};
 use crate::tls::{self, Answer, Attempt};
@@ -164,7 +163,7 @@ impl Opener {
                 reached.store(RESOLVED, Ordering::Relaxed);
                 let mut stream = connect_to_one(found).await.map_err(|error| unreachable(error.to_string()))?;
                 reached.store(CONNECTED, Ordering::Relaxed);
-                let _ = prepare_tcp(&stream);
+                let _ = terms.tcp.apply(&stream);
                 ends = TcpEnds { local: stream.local_addr().ok(), remote: stream.peer_addr().ok(), tls: None };
                 if let Some(local) = ends.local {
                     let origin = self.origin(id, address, &ends);

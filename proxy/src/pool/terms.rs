@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use topology::Address;
 
+use crate::listener::TcpOptions;
 use crate::tls::ServerTls;
 
 /// What a pool keeps to.
@@ -14,6 +15,8 @@ pub(crate) struct Terms {
     pub(crate) addresses: Vec<Address>,
     /// Stay with a host until it fails; else take them in turn.
     pub(crate) stays_with_host: bool,
+    /// The options of its TCP connections.
+    pub(crate) tcp: TcpOptions,
     /// TLS, if the entry has it.
     pub(crate) tls: Arc<ServerTls>,
     /// The database on the server.

@@ -37,11 +37,9 @@ impl Session {
         identity: Identity,
     ) -> Result<Self, Refused> {
         let Arrived { wire, startup, .. } = arrived;
-        let key_bytes = if startup.agreed_minor() >= 2 { KEY_BYTES.1 } else { KEY_BYTES.0 };
-        let mut route = None;
         let config = worker.shared.config();
-        let settings = match login_settings(&config, &startup, client, &mut route) {
-            Ok(settings) => settings,
+        let (settings, route) = match login_settings(&config, &startup, client) {
+            Ok(asked) => asked,
             Err(report) => return Err(tell(wire, report)),
         };
         if let Some(report) = weak::refusal_at_login(&entry, &identity.user, &settings) {
@@ -50,18 +48,19 @@ impl Session {
         let user = config.users.get(&identity.user).cloned();
         let mode = entry.mode(user.as_ref().and_then(|user| user.pool_mode));
         let card = Card::new(client, user, worker);
-        let user = entry.user_of(&identity.user);
-        client.known(|who| who.server_user = Some(user.clone()));
+        client.known(|who| who.server_user = Some(entry.user_of(&identity.user)));
+        let given = config.dialect.pgbouncer().map(|loaded| &loaded.settings);
         Ok(Self {
-            cancel: worker.shared.cancels.register(key_bytes, worker.shared.peer_id()),
+            cancel: worker.shared.cancels.register(key_bytes(&startup), worker.shared.peer_id()),
             mode,
-            is_plain: config.dialect.pgbouncer().is_some(),
+            is_plain: given.is_some(),
             logs_in: false,
-            always_resets: config.dialect.pgbouncer().is_some_and(|l| l.settings.server_reset_query_always != 0),
+            always_resets: given.is_some_and(|given| given.server_reset_query_always != 0),
+            refuses_queries: given.is_some_and(|given| given.disable_pqexec != 0),
             was_hit: false,
             begun: (None, None),
             pools: vec![None; entry.nodes],
-            user,
+            user: entry.user_of(&identity.user),
             identity,
             route,
             card,
@@ -209,18 +208,19 @@ impl Session {
 }
 
 /// What a client asks for at its login.
-fn login_settings(
-    config: &Config,
-    startup: &Startup,
-    client: &Client,
-    route: &mut Option<Route>,
-) -> Result<Settings, Report> {
+fn login_settings(config: &Config, startup: &Startup, client: &Client) -> Result<(Settings, Option<Route>), Report> {
+    let mut route = None;
     let settings = match config.dialect.pgbouncer() {
-        None => startup::settings(startup, route),
+        None => startup::settings(startup, &mut route),
         Some(loaded) => startup::tracked(startup, &loaded.settings, client),
     }?;
     if let Some(Setting::Value(name)) = settings.get("application_name") {
         client.known(|who| who.application_name = (&**name).into());
     }
-    Ok(settings)
+    Ok((settings, route))
+}
+
+/// Bytes of the client's cancel key.
+fn key_bytes(startup: &Startup) -> usize {
+    if startup.agreed_minor() >= 2 { KEY_BYTES.1 } else { KEY_BYTES.0 }
 }

@@ -25,6 +25,10 @@ impl Session {
     pub(super) async fn bring(&mut self) -> Result<(), NoServer> {
         let Some(server) = self.server.as_mut() else { return Ok(()) };
         let server = &mut **server;
+        let is_there = self.reported.is(&server.reported) && self.settings.is(&server.applied);
+        if is_there && self.lost == Lost::No && !self.login.is_due() {
+            return Ok(());
+        }
         let mut out = BytesMut::new();
         let again = self.login.take();
         if !again.is_empty() {

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use bytes::BytesMut;
 use pgwire::greeting::{Greeting, Startup, Step, TLS_HANDSHAKE};
 use pgwire::report::{Report, View};
-use pgwire::sqlstate;
+use pgwire::sqlstate::{self, SqlState};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -55,6 +55,9 @@ type Admitted = (Option<Counted>, Vec<Place>);
 /// Serves one client from its first byte to its last.
 pub(crate) async fn serve_client(worker: Rc<Worker>, stream: Stream, peer: Peer) {
     let shared = worker.shared.clone();
+    if let Stream::Tcp(stream) = &stream {
+        let _ = shared.tcp_options().apply(stream);
+    }
     let id = shared.ids.fetch_add(1, Ordering::Relaxed) + 1;
     let keeper = &shared.keepers[worker.index];
     let enrolled = shared.clients.enrol(id, peer, local_address(&stream), &shared.clock, keeper);
@@ -250,21 +253,20 @@ async fn arrive(worker: &Rc<Worker>, client: &Client, mut stream: Stream) -> Res
             Ok(Step::DirectTls(_)) => return Err(Refused::Silently),
             Err(refusal) => {
                 return match refusal.sqlstate() {
-                    Some(sqlstate) => {
-                        let is_pgbouncer = worker.shared.is_pgbouncer();
-                        let report = match refusal {
-                            pgwire::greeting::Refusal::Version(0x0002_0000) if is_pgbouncer => {
-                                error::in_pgbouncers_words("old V2 protocol not supported")
-                            }
-                            _ if is_pgbouncer => error::in_pgbouncers_words(&refusal.to_string()),
-                            _ => Report::error(sqlstate, refusal.to_string()),
-                        };
-                        Err(tell(Wire::new(stream), report))
-                    }
+                    Some(sqlstate) => Err(tell(Wire::new(stream), startup_report(&worker.shared, refusal, sqlstate))),
                     None => Err(Refused::Silently),
                 };
             }
         }
+    }
+}
+
+/// The words for a startup packet that is none of ours.
+fn startup_report(shared: &Shared, refusal: pgwire::greeting::Refusal, sqlstate: SqlState) -> Report {
+    match refusal {
+        _ if !shared.is_pgbouncer() => Report::error(sqlstate, refusal.to_string()),
+        pgwire::greeting::Refusal::Version(0x0002_0000) => error::in_pgbouncers_words("old V2 protocol not supported"),
+        _ => error::in_pgbouncers_words(&refusal.to_string()),
     }
 }
 

@@ -115,6 +115,8 @@ pub(crate) struct Session {
     is_plain: bool,
     /// It is being logged in: its wait for a server is no query's.
     logs_in: bool,
+    /// It may not send simple queries.
+    refuses_queries: bool,
     /// Its servers are reset after each transaction.
     always_resets: bool,
     /// A cancel request went to the server that goes back.

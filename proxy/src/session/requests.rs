@@ -193,6 +193,9 @@ impl Session {
     }
 
     fn query(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
+        if self.refuses_queries {
+            return Err(told("PQexec disallowed"));
+        }
         let class = if let Some(class) = self.known_class.take() {
             class
         } else if frame.whole {
