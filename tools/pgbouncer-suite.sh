@@ -25,7 +25,7 @@ fi
 source=${source:-$(ls -d "$cache"/pgbouncer-*/ | head -1)}
 
 # Where the account of PostgreSQL may write: PgBouncer and PostgreSQL refuse to be root.
-work=$(mktemp -d /tmp/pgbouncer-suite.XXXXXX)
+work=$(mktemp -d /tmp/pXXX) # short: the path of a Unix socket ends after 107 bytes
 trap 'rm -rf "$work"' EXIT
 cp -r "$source" "$work/source"
 cp -r "$cache/venv" "$work/venv"
@@ -33,8 +33,8 @@ cp "$program" "$work/pgsteady"
 ln -s "$work/pgsteady" "$work/source/pgbouncer"
 printf 'ldap_support = yes\ntls_support = yes\n' >"$work/source/config.mak"
 bin=$(dirname "$(ls /usr/lib/postgresql/*/bin/initdb | head -1)")
-mkdir "$work/tmp"
-run=(env "TMPDIR=$work/tmp" HAVE_IPV6_LOCALHOST=1 "PATH=$bin:/usr/sbin:$PATH"
+mkdir "$work/t"
+run=(env "TMPDIR=$work/t" HAVE_IPV6_LOCALHOST=1 "PATH=$bin:/usr/sbin:$PATH"
     "$work/venv/bin/python" -m pytest -p no:cacheprovider -q --tb=short -n 6 --timeout 60 "$@")
 if [ "$(id -u)" = 0 ]; then
     chown -R postgres "$work"

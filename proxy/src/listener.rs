@@ -93,7 +93,7 @@ pub(crate) fn bind(config: &Config, workers: usize) -> Result<Bound, String> {
     for address in &config.listen.address {
         let resolved = address.resolve().map_err(|error| format!("cannot listen on {address}: {error}"))?;
         for address in resolved {
-            match bound.tcp(address, &config.listen) {
+            match bound.tcp(address, &config.listen, &TcpOptions::of(config)) {
                 Ok(address) => listening(config, format_args!("{address}")),
                 Err(error) if is_pgbouncer => {
                     let why = errno_text(&error);
@@ -125,7 +125,7 @@ fn listening(config: &Config, place: std::fmt::Arguments<'_>) {
     }
 }
 
-fn bind_tcp(address: SocketAddr, options: &Listen) -> io::Result<std::net::TcpListener> {
+fn bind_tcp(address: SocketAddr, options: &Listen, tcp: &TcpOptions) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(options.share_ports)?;
@@ -133,6 +133,7 @@ fn bind_tcp(address: SocketAddr, options: &Listen) -> io::Result<std::net::TcpLi
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
+    tcp.prepare(SockRef::from(&socket))?;
     socket.bind(&address.into())?;
     socket.listen(options.backlog.into())?;
     Ok(socket.into())
@@ -169,9 +170,9 @@ pub(crate) fn abstract_name(file: &Path) -> Option<&[u8]> {
 
 impl Bound {
     /// Listens on an address for all workers; the address, with the port that was chosen for port 0.
-    fn tcp(&mut self, mut address: SocketAddr, options: &Listen) -> io::Result<SocketAddr> {
+    fn tcp(&mut self, mut address: SocketAddr, options: &Listen, tcp: &TcpOptions) -> io::Result<SocketAddr> {
         for worker in &mut self.workers {
-            let listener = bind_tcp(address, options)?;
+            let listener = bind_tcp(address, options, tcp)?;
             // Port 0 is chosen once, and then the same for all workers.
             address = listener.local_addr()?;
             worker.0.push(listener);
@@ -290,10 +291,33 @@ impl TcpOptions {
         if !self.user_timeout.is_zero() {
             socket.set_tcp_user_timeout(Some(self.user_timeout))?;
         }
+        Ok(())
+    }
+
+    /// Sets the size of the buffers, on a socket that is not connected yet: a peer that was told of a larger one would wait
+    /// for room that never comes.
+    ///
+    /// # Errors
+    /// The operating system refuses it.
+    pub(crate) fn prepare(&self, socket: SockRef<'_>) -> io::Result<()> {
         if self.buffer > 0 {
             socket.set_send_buffer_size(self.buffer)?;
             socket.set_recv_buffer_size(self.buffer)?;
         }
         Ok(())
+    }
+
+    /// Those of a configuration.
+    pub(crate) fn of(config: &Config) -> Self {
+        let Some(loaded) = config.dialect.pgbouncer() else { return Self::default() };
+        let settings = &loaded.settings;
+        let seconds = |time: i32| Duration::from_secs(u64::try_from(time).unwrap_or(0));
+        let count = u32::try_from(settings.tcp_keepcnt).unwrap_or(0);
+        let keepalive = (seconds(settings.tcp_keepidle), seconds(settings.tcp_keepintvl), count);
+        Self {
+            keepalive: (settings.tcp_keepalive != 0).then_some(keepalive),
+            user_timeout: Duration::from_millis(u64::try_from(settings.tcp_user_timeout).unwrap_or(0)),
+            buffer: usize::try_from(settings.tcp_socket_buffer).unwrap_or(0),
+        }
     }
 }

@@ -304,17 +304,7 @@ impl Shared {
 
     /// The options of TCP connections.
     pub(crate) fn tcp_options(&self) -> TcpOptions {
-        let config = self.config();
-        let Some(loaded) = config.dialect.pgbouncer() else { return TcpOptions::default() };
-        let settings = &loaded.settings;
-        let seconds = |time: i32| Duration::from_secs(u64::try_from(time).unwrap_or(0));
-        let count = u32::try_from(settings.tcp_keepcnt).unwrap_or(0);
-        let keepalive = (seconds(settings.tcp_keepidle), seconds(settings.tcp_keepintvl), count);
-        TcpOptions {
-            keepalive: (settings.tcp_keepalive != 0).then_some(keepalive),
-            user_timeout: Duration::from_millis(u64::try_from(settings.tcp_user_timeout).unwrap_or(0)),
-            buffer: usize::try_from(settings.tcp_socket_buffer).unwrap_or(0),
-        }
+        TcpOptions::of(&self.config())
     }
 
     /// The number of this process in a group of peers; 0: there is no group.

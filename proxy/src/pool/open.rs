@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use pgwire::report::View;
+use socket2::SockRef;
 
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
 use tokio::time::timeout;
 use topology::{Address, Watch};
 
@@ -16,6 +17,7 @@ use super::{CancelTarget, Control, Failure, Origin, ServerState, Slot, Terms};
 use crate::auth::{self, Hashing, Link, LoginError, ServerLogin};
 use crate::clock::Clock;
 use crate::config::SynchronousCommit;
+use crate::listener::TcpOptions;
 use crate::pgbouncer::log::{Level, say};
 use crate::settings::{Reported, Settings};
 use crate::tls::{self, Answer, Attempt};
@@ -161,7 +163,8 @@ impl Opener {
                 let found =
                     lookup_host((host.as_str(), *port)).await.map_err(|error| unreachable(error.to_string()))?;
                 reached.store(RESOLVED, Ordering::Relaxed);
-                let mut stream = connect_to_one(found).await.map_err(|error| unreachable(error.to_string()))?;
+                let mut stream =
+                    connect_to_one(found, &terms.tcp).await.map_err(|error| unreachable(error.to_string()))?;
                 reached.store(CONNECTED, Ordering::Relaxed);
                 let _ = terms.tcp.apply(&stream);
                 ends = TcpEnds { local: stream.local_addr().ok(), remote: stream.peer_addr().ok(), tls: None };
@@ -307,10 +310,15 @@ struct TcpEnds {
 }
 
 /// The first of a host's addresses that answers.
-async fn connect_to_one(addresses: impl Iterator<Item = SocketAddr>) -> std::io::Result<TcpStream> {
+async fn connect_to_one(
+    addresses: impl Iterator<Item = SocketAddr>,
+    options: &TcpOptions,
+) -> std::io::Result<TcpStream> {
     let mut failed = std::io::Error::other("the host has no address");
     for address in addresses {
-        match TcpStream::connect(address).await {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let _ = options.prepare(SockRef::from(&socket));
+        match socket.connect(address).await {
             Ok(stream) => return Ok(stream),
             Err(error) => failed = error,
         }
