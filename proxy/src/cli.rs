@@ -35,6 +35,7 @@ Examples:
   psql 'host=localhost port=6432 dbname=app user=me'
   kill -HUP $(pidof pgsteady)           read the configuration and the certificates again
   kill -TERM $(pidof pgsteady)          stop when the clients' transactions have ended
+  pgsteady import pgbouncer.ini         say the same in pgsteady.toml
   pgsteady docs config > config.md      every option with its default
 
 Exit status: 0 done; 1 failed at work; 2 the command line or the configuration is wrong.";
@@ -52,6 +53,8 @@ enum Command {
     /// Do as PgBouncer: `pgsteady pgbouncer [OPTION]... CONFIG_FILE`, or by a link of that name to this program.
     #[command(disable_help_flag = true, disable_version_flag = true)]
     Pgbouncer(PgbouncerArgs),
+    /// Print what a pgbouncer.ini says as pgsteady.toml, with a line for each thing that will be different.
+    Import(ImportArgs),
     /// Show how the clusters of a running pgsteady are; exit status 1 if there is no primary.
     Status(control::StatusArgs),
     /// Make another node primary, in peace: new transactions wait, open ones end, and nothing is lost.
@@ -82,6 +85,13 @@ struct CheckArgs {
 }
 
 #[derive(Debug, Args)]
+struct ImportArgs {
+    /// PgBouncer's configuration.
+    #[arg(value_name = "PGBOUNCER_INI")]
+    file: PathBuf,
+}
+
+#[derive(Debug, Args)]
 struct DocsArgs {
     /// Which page.
     page: Page,
@@ -109,6 +119,13 @@ pub fn main() -> ExitCode {
         Command::Node(args) => crate::node::run(args),
         Command::Status(args) => asked(control::status(&args, load)),
         Command::Switchover(args) => asked(control::switchover(&args, load)),
+        Command::Import(ImportArgs { file }) => match pgbouncer::import(&file) {
+            Ok(text) => {
+                print!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(said) => fail(FAILED, &said),
+        },
         Command::Docs(DocsArgs { page: Page::Config }) => {
             print!("{}", config::reference());
             ExitCode::SUCCESS

@@ -4,6 +4,7 @@
 mod cli;
 mod connstr;
 mod handover;
+mod import;
 mod ini;
 mod load;
 pub(crate) mod log;
@@ -15,6 +16,7 @@ mod value;
 
 pub use cli::{is_called, main};
 pub use connstr::{DatabaseLine, PeerLine, UserLine};
+pub use import::import;
 pub(crate) use load::errno_text;
 pub use load::{Grave, Loaded, Said};
 pub use settings::{SETTINGS, Setting, Settings};
