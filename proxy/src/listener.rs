@@ -133,7 +133,7 @@ fn bind_tcp(address: SocketAddr, options: &Listen, tcp: &TcpOptions) -> io::Resu
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    tcp.prepare(SockRef::from(&socket))?;
+    tcp.prepare(&SockRef::from(&socket))?;
     socket.bind(&address.into())?;
     socket.listen(options.backlog.into())?;
     Ok(socket.into())
@@ -299,7 +299,7 @@ impl TcpOptions {
     ///
     /// # Errors
     /// The operating system refuses it.
-    pub(crate) fn prepare(&self, socket: SockRef<'_>) -> io::Result<()> {
+    pub(crate) fn prepare(&self, socket: &SockRef<'_>) -> io::Result<()> {
         if self.buffer > 0 {
             socket.set_send_buffer_size(self.buffer)?;
             socket.set_recv_buffer_size(self.buffer)?;

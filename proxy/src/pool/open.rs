@@ -317,7 +317,7 @@ async fn connect_to_one(
     let mut failed = std::io::Error::other("the host has no address");
     for address in addresses {
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-        let _ = options.prepare(SockRef::from(&socket));
+        let _ = options.prepare(&SockRef::from(&socket));
         match socket.connect(address).await {
             Ok(stream) => return Ok(stream),
             Err(error) => failed = error,
