@@ -47,6 +47,10 @@ struct Server {
     folder: Throwaway,
 }
 
+fn tls_options(sslmode: SslMode, ca: Option<std::path::PathBuf>) -> config::ServerTls {
+    config::ServerTls { sslmode, ca, certificate: None, key: None, protocols: None, ciphers: None, tls13_ciphers: None }
+}
+
 impl Server {
     async fn start() -> Self {
         let account = Account::choose().expect("an account");
@@ -96,15 +100,7 @@ impl Server {
 
     fn tls(&self, sslmode: SslMode) -> ServerTls {
         let ca = (sslmode != SslMode::Disable).then(|| self.folder.path().join("ca.crt"));
-        let options = config::ServerTls {
-            sslmode,
-            ca,
-            certificate: None,
-            key: None,
-            protocols: None,
-            ciphers: None,
-            tls13_ciphers: None,
-        };
+        let options = tls_options(sslmode, ca);
         ServerTls::load("test.tls", Arc::new(options)).expect("a CA")
     }
 
@@ -364,15 +360,7 @@ async fn the_monitor_has_the_sslmode_of_its_cluster() {
     authority("another authority").write(server.folder.path(), "other");
     let is_in = async |user: &str, sslmode, ca: Option<&str>, host: &str| {
         let ca = ca.map(|name| server.folder.path().join(name));
-        let options = config::ServerTls {
-            sslmode,
-            ca,
-            certificate: None,
-            key: None,
-            protocols: None,
-            ciphers: None,
-            tls13_ciphers: None,
-        };
+        let options = tls_options(sslmode, ca);
         let login = topology::Login {
             user: user.into(),
             password: Some(topology::Secret::new("secret")),

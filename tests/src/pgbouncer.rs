@@ -2,13 +2,11 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::net::TcpStream;
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use crate::endpoint::Endpoint;
@@ -39,18 +37,10 @@ impl PgBouncer {
         folder.write("userlist.txt", users);
         let file = folder.write("pgbouncer.ini", &ini(folder.path(), port.number(), databases, settings));
         let mut started = Self { process: launch(&file, &[]), port, folder };
-        started.listens().await;
+        let (port, log) = (started.port(), started.folder.path().join("log"));
+        let log = || fs::read_to_string(&log).unwrap_or_default();
+        process::listens(&mut started.process, port, LIMIT, log).await;
         started
-    }
-
-    async fn listens(&mut self) {
-        let deadline = tokio::time::Instant::now() + LIMIT;
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port())).await.is_err() {
-            let ended = self.process.try_wait().expect("a child can be waited for");
-            assert!(ended.is_none(), "it ended ({}):\n{}", ended.unwrap_or_default(), self.log());
-            assert!(tokio::time::Instant::now() < deadline, "it does not listen:\n{}", self.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
     }
 
     /// Another process with `-R`, which takes the place of this one; the old process.

@@ -1,14 +1,12 @@
 //! The program under test: its configuration, its process, its log.
 
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tokio::net::TcpStream;
 use toml::{Table, Value};
 
 use crate::endpoint::Endpoint;
@@ -155,18 +153,10 @@ impl Pgsteady {
         command.arg("run").arg("-c").arg(file).stdin(Stdio::null()).stdout(log).stderr(errors);
         let process = command.spawn().expect("pgsteady can be run");
         let mut started = Self { process, port, folder };
-        started.listens().await;
+        let (port, log) = (started.port(), started.folder.path().join("log"));
+        let log = || fs::read_to_string(&log).unwrap_or_default();
+        process::listens(&mut started.process, port, LIMIT, log).await;
         started
-    }
-
-    async fn listens(&mut self) {
-        let deadline = tokio::time::Instant::now() + LIMIT;
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port())).await.is_err() {
-            let ended = self.process.try_wait().expect("a child can be waited for");
-            assert!(ended.is_none(), "pgsteady ended ({}):\n{}", ended.unwrap_or_default(), self.log());
-            assert!(tokio::time::Instant::now() < deadline, "pgsteady does not listen:\n{}", self.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
     }
 
     /// Where it listens.

@@ -1,12 +1,14 @@
 //! Processes as the kernel shows them: trees, signals, memory and CPU time. Only of what a test started.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tokio::net::TcpStream;
 
 /// A command that runs `program` and is killed when the thread that starts it ends: a test that is killed itself, by Ctrl-C
 /// or by its limit, leaves nothing behind. To be started from the test's own thread, not from one of a pool.
@@ -68,4 +70,18 @@ pub fn cpu(pid: i32) -> Option<Duration> {
     // Linux counts in hundredths of a second there, whatever the kernel's own tick.
     let ticks: u64 = field::<u64>(pid, 14)? + field::<u64>(pid, 15)?;
     Some(Duration::from_millis(ticks * 10))
+}
+
+/// Waits until a program that was started listens on a port.
+///
+/// # Panics
+/// When it ends instead, or does not listen within `limit`; its log is shown.
+pub async fn listens(process: &mut Child, port: u16, limit: Duration, log: impl Fn() -> String) {
+    let deadline = tokio::time::Instant::now() + limit;
+    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err() {
+        let ended = process.try_wait().expect("a child can be waited for");
+        assert!(ended.is_none(), "it ended ({}):\n{}", ended.unwrap_or_default(), log());
+        assert!(tokio::time::Instant::now() < deadline, "it does not listen:\n{}", log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
