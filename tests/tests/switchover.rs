@@ -31,7 +31,9 @@ impl Scene {
         cluster.nodes[0].sql(writers::TABLE).await;
         cluster.nodes[0].sql("GRANT ALL ON written TO app").await;
         let store = Folder::new("store");
-        let config = Config::cluster(&cluster, &ports, store.path()).set("limits.hold_timeout", "60s");
+        let config = Config::cluster(&cluster, &ports, store.path())
+            .set("limits.hold_timeout", "60s")
+            .set("auth.console_admins", "app");
         let pgsteady = Pgsteady::start(&config).await;
         Self { cluster, pgsteady, store }
     }
@@ -190,5 +192,26 @@ fn what_cannot_be_done_is_refused_and_said() {
         assert!(!socket.exists(), "the socket is left behind");
         let (code, _, err) = scene.command(&["status"]).await;
         assert!(code == 1 && err.contains("does pgsteady run"), "{err}");
+    });
+}
+
+#[test]
+fn the_console_does_it_too_and_shows_what_happened() {
+    harness::run(TEST_S, async {
+        let scene = Scene::new().await;
+        scene.whole(2).await;
+        let console = scene.pgsteady.endpoint().with_database("pgbouncer").client().await;
+        let error = console.simple_query("SWITCHOVER nobody").await.expect_err("there is no such node");
+        assert!(harness::endpoint::say(&error).contains("not begun"), "{}", harness::endpoint::say(&error));
+        let name = &scene.cluster.nodes[1].name;
+        console.simple_query(&format!("SWITCHOVER \"{name}\"")).await.expect("it is done");
+        assert!(scene.cluster.nodes[1].is_primary().await);
+        let nodes = console.query("SHOW TOPOLOGY", &[]).await.expect("a table");
+        let primaries: Vec<&str> =
+            nodes.iter().filter(|row| row.get::<_, &str>("role") == "primary").map(|row| row.get("node")).collect();
+        assert_eq!(primaries, [name.as_str()]);
+        let records = console.query("SHOW FAILOVERS", &[]).await.expect("a table");
+        let record: Value = serde_json::from_str(records[0].get("record")).expect("JSON");
+        assert!(record.to_string().contains(name.as_str()), "{record}");
     });
 }

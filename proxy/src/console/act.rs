@@ -7,16 +7,20 @@ use pgwire::report::Report;
 use pgwire::sqlstate::{self, SqlState};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
+use topology::Verdict;
 
 use super::answer::Table;
 use super::command::Command;
 use super::{Access, Order, show};
+use crate::control::switch_over;
 use crate::counts::Ending;
 use crate::entry::Entry;
 use crate::error::Denial;
 use crate::pgbouncer::log::{Level, say};
 use crate::shared::{CONSOLE, Shared};
 
+/// Time for open transactions to end before another node becomes primary.
+const DRAIN: Duration = Duration::from_secs(2);
 /// Between two looks at whether what is waited for has come.
 const POLL: Duration = Duration::from_millis(20);
 /// Settings of PostgreSQL that drivers set on every connection: taken, without effect.
@@ -72,11 +76,22 @@ pub(super) async fn carry_out(
         Command::Kill(name) => kill(shared, name.as_deref()).await?,
         Command::KillClient(id) => kill_client(shared, id.as_deref()).await?,
         Command::Shutdown(how) => shutdown(shared, how.as_deref()).await?,
-        Command::Switchover(_) => {
-            return Err(Refusal::new("use the command pgsteady switchover, which shows what goes on"));
-        }
+        Command::Switchover(node) => switchover(shared, node.as_deref()).await?,
     }
     Ok(None)
+}
+
+/// Another primary, of the one cluster that there is; open transactions get the time that the command line gives them.
+async fn switchover(shared: &Shared, node: Option<&str>) -> Result<(), Refusal> {
+    let watches: Vec<_> = shared.watches().values().collect();
+    let [watch] = watches.as_slice() else {
+        return Err(Refusal::new("SWITCHOVER is for one cluster: use pgsteady switchover, which takes its name"));
+    };
+    match switch_over(watch, node, DRAIN, false).await {
+        Verdict::Done { .. } => Ok(()),
+        Verdict::Refused { why, .. } => Err(Refusal::new(format!("not begun: {why}"))),
+        Verdict::Undone { why } => Err(Refusal::new(format!("undone, the same primary serves: {why}"))),
+    }
 }
 
 fn log_command(name: &str, database: Option<&str>) {

@@ -36,6 +36,7 @@ const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|V
     \tSUSPEND\n\
     \tSHUTDOWN\n\
     \tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS\n\
+    \tSWITCHOVER [<node>]\n\
     \tWAIT_CLOSE [<db>]\n";
 
 use Type::{Int4, Int8, Text};

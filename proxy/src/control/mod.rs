@@ -12,7 +12,7 @@ mod status;
 mod text;
 
 pub use command::{StatusArgs, SwitchoverArgs, status, switchover};
-pub(crate) use server::Control;
+pub(crate) use server::{Control, switch_over};
 
 /// Longest request; a name has 63 bytes at most.
 const MAX_REQUEST_BYTES: u64 = 4096;

@@ -117,12 +117,22 @@ async fn carry_out(request: Request, cluster: &Arc<str>, watch: &Watch) -> Strin
         Request::Status {} => json(&Status::of(cluster, watch)),
         Request::Switchover { to, max_wait_ms, end_transactions } => {
             let max_wait = Duration::from_millis(max_wait_ms).min(MAX_WAIT);
-            let verdict = match place(watch, to.as_deref()) {
-                Ok(to) => ask_settled(watch, Wish::Switchover { to, max_wait, end_transactions }).await,
-                Err(why) => Verdict::refused(why),
-            };
+            let verdict = switch_over(watch, to.as_deref(), max_wait, end_transactions).await;
             json(&verdict)
         }
+    }
+}
+
+/// Asks for another primary, the node of this name or whichever a failover would choose.
+pub(crate) async fn switch_over(
+    watch: &Watch,
+    to: Option<&str>,
+    max_wait: Duration,
+    end_transactions: bool,
+) -> Verdict {
+    match place(watch, to) {
+        Ok(to) => ask_settled(watch, Wish::Switchover { to, max_wait, end_transactions }).await,
+        Err(why) => Verdict::refused(why),
     }
 }
 
