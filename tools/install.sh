@@ -25,6 +25,8 @@ case $purpose in
         need python3-venv python3 -c 'import ensurepip, venv'
         need default-jdk-headless command -v javac
         need libpostgresql-jdbc-java has_file '/usr/share/java/postgresql.jar'
+        need etcd-server command -v etcd
+        need etcd-client command -v etcdctl
         ;;
     compose)
         need debootstrap command -v debootstrap

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use topology::probe::Pace;
-use topology::{ClusterConfig, Login, Millis, Monitor, NodeConfig, Policy, ReplicationLogin, Watch};
+use topology::{ClusterConfig, EtcdConfig, Login, Millis, Monitor, NodeConfig, Policy, ReplicationLogin, Watch};
 
 use crate::config::{self, Cluster, Config, Durability, Managed};
 use crate::control::Control;
@@ -13,7 +13,7 @@ use crate::tls::{self, TlsError};
 /// The monitors of all clusters, and what they show of them. Dropped, the monitors stop.
 pub struct Clusters {
     watches: HashMap<Arc<str>, Watch>,
-    _monitors: Vec<Monitor>,
+    monitors: Vec<Monitor>,
     /// Where commands come in.
     _controls: Vec<Control>,
 }
@@ -24,7 +24,7 @@ impl Clusters {
     /// # Errors
     /// A cluster that cannot be watched: its name and why.
     pub fn start(config: &Config) -> Result<Self, String> {
-        let mut clusters = Self { watches: HashMap::new(), _monitors: Vec::new(), _controls: Vec::new() };
+        let mut clusters = Self { watches: HashMap::new(), monitors: Vec::new(), _controls: Vec::new() };
         for (name, cluster) in &config.clusters {
             let wrong = |error: &dyn std::fmt::Display| format!("cluster.{name}: {error}");
             let settings = translate(cluster).map_err(|error| wrong(&error))?;
@@ -35,9 +35,16 @@ impl Clusters {
                 Err(why) => tracing::warn!(cluster = %name, why, "no commands can be taken"),
             }
             clusters.watches.insert(name.clone(), watch);
-            clusters._monitors.push(monitor);
+            clusters.monitors.push(monitor);
         }
         Ok(clusters)
+    }
+
+    /// Stops the monitors, each with a word to the instances that share its store, so that one of them acts at once.
+    pub async fn stop(self) {
+        for monitor in self.monitors {
+            monitor.stop().await;
+        }
     }
 
     /// What they show, by the clusters' names.
@@ -77,7 +84,22 @@ fn translate(cluster: &Cluster) -> Result<ClusterConfig, TlsError> {
         policy: policy(cluster),
         pace: Pace { interval: cluster.probe_interval, timeout: cluster.probe_timeout },
         store: acts.then(|| cluster.store.clone()),
+        etcd: cluster.etcd.as_ref().map(etcd),
     })
+}
+
+fn etcd(etcd: &config::Etcd) -> EtcdConfig {
+    let login = etcd.login.as_ref().map(|login| {
+        let password = login.password.as_ref().map_or("", |password| password.reveal());
+        (login.user.to_string(), topology::Secret::new(password))
+    });
+    EtcdConfig {
+        endpoints: etcd.endpoints.clone(),
+        prefix: etcd.prefix.clone(),
+        login,
+        tls: etcd.tls.clone(),
+        lease: etcd.lease,
+    }
 }
 
 fn policy(cluster: &Cluster) -> Policy {

@@ -62,6 +62,7 @@ async fn serve(config: Arc<Config>, log: &Started) -> Result<(), String> {
             _ = ends.next() => break,
         }
     }
+    clusters.stop().await;
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 pub mod certificates;
 pub mod endpoint;
+pub mod etcd;
 pub mod folder;
 pub mod pgbouncer;
 pub mod pgsteady;

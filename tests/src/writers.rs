@@ -2,6 +2,7 @@
 //! acknowledged is missing, nothing refused is there, nothing is there twice.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -47,10 +48,16 @@ impl Writers {
     /// Starts `count` writers, each with a connection of its own. Every second one writes in explicit transactions.
     #[must_use]
     pub fn start(endpoint: &Endpoint, count: i32) -> Self {
+        Self::numbered(endpoint, 0..count)
+    }
+
+    /// The same with numbers of their own, for several groups of writers on one table.
+    #[must_use]
+    pub fn numbered(endpoint: &Endpoint, workers: Range<i32>) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (acknowledged, _) = watch::channel(0);
         let mut tasks = JoinSet::new();
-        for worker in 0..count {
+        for worker in workers {
             let writer = Writer {
                 endpoint: endpoint.clone(),
                 worker,
@@ -88,16 +95,8 @@ impl Writers {
         self.stop.send_replace(true);
         let mut whole = Record::default();
         while let Some(record) = self.tasks.join_next().await {
-            let record = record.expect("a writer does not panic");
-            whole.acknowledged.extend(record.acknowledged);
-            whole.refused.extend(record.refused);
-            whole.in_doubt.extend(record.in_doubt);
-            whole.dropped.extend(record.dropped);
-            for (error, count) in record.errors {
-                *whole.errors.entry(error).or_default() += count;
-            }
+            whole.add(record.expect("a writer does not panic"));
         }
-        whole.acknowledged.sort_by_key(|(_, at)| *at);
         whole
     }
 }
@@ -182,6 +181,18 @@ async fn write(client: &Client, (worker, seq): Row) -> Result<(), Failure> {
 }
 
 impl Record {
+    /// Takes in what others saw.
+    pub fn add(&mut self, other: Self) {
+        self.acknowledged.extend(other.acknowledged);
+        self.acknowledged.sort_by_key(|(_, at)| *at);
+        self.refused.extend(other.refused);
+        self.in_doubt.extend(other.in_doubt);
+        self.dropped.extend(other.dropped);
+        for (error, count) in other.errors {
+            *self.errors.entry(error).or_default() += count;
+        }
+    }
+
     /// The longest time without an acknowledgement, from the first to the last.
     #[must_use]
     pub fn longest_gap(&self) -> Duration {

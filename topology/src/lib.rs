@@ -35,6 +35,7 @@ pub use login::{APPLICATION_NAME, Connector, Encryption, Failure, Login, Secret,
 pub use monitor::{ClusterConfig, Monitor, MonitorError, NodeConfig};
 pub use reading::{Reading, Receiver, TermRow, Walsender};
 pub use snapshot::{Address, Lsn, Node, Overview, PrimarySample, Reign, Role, RuleInForce, Topology};
+pub use store::{Endpoint, EtcdConfig, TlsFiles};
 
 /// What a proxy holds of a cluster: the latest snapshot, and the ways to talk back.
 #[derive(Debug, Clone)]

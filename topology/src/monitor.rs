@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use decision::{Action, Cluster, ClusterError, Coordinator, Event, Managed, Member, NodeId, Policy};
-use tokio::sync::{Notify, mpsc, watch};
+use decision::{Action, Cluster, ClusterError, Coordinator, Event, Managed, Member, NodeId, Policy, Record};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::act::Remote;
@@ -20,7 +20,7 @@ use crate::orders::{Deadlines, MAX_ORDERS, NodeOrders, store_orders};
 use crate::probe::{Pace, Probe, Report};
 use crate::records::Records;
 use crate::reigns::Reigns;
-use crate::store::{FileStore, MemoryStore, Store, StoreError};
+use crate::store::{EtcdConfig, EtcdStore, FileStore, Keeper, Stop, Store, StoreError};
 use crate::translate::Names;
 use crate::{Address, Login, Lsn, Node, PrimarySample, ReplicationLogin, Role, Topology, Watch};
 
@@ -42,8 +42,11 @@ pub struct ClusterConfig {
     pub policy: Policy,
     /// How often and how long a node is asked.
     pub pace: Pace,
-    /// Folder of the file store; made if it is missing. Needed unless somebody else manages the cluster.
+    /// Folder of the file store and of the records of failovers; made if it is missing. Needed unless somebody else manages
+    /// the cluster.
     pub store: Option<PathBuf>,
+    /// Where the store is etcd, which several instances share.
+    pub etcd: Option<EtcdConfig>,
 }
 
 /// A node, as the configuration has it.
@@ -100,7 +103,9 @@ impl std::error::Error for MonitorError {}
 #[derive(Debug)]
 #[must_use = "dropping it stops the monitor"]
 pub struct Monitor {
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
+    /// Tells the keeper of a shared store to give up the office of the coordinator.
+    stop: Option<Stop>,
 }
 
 impl Monitor {
@@ -110,10 +115,12 @@ impl Monitor {
     /// If the configuration is no cluster, or the store is torn, foreign, or held by another instance.
     pub fn start(config: &ClusterConfig) -> Result<(Watch, Monitor), MonitorError> {
         let names = Arc::new(names(config)?);
-        let store = Arc::new(store(config, &names.cluster)?);
-        let record = store.read().map_err(MonitorError::Store)?;
+        let (store, record) = store(config, &names.cluster)?;
         let place = store.to_string();
-        let coordinator = Coordinator::new(config.policy.clone(), names.cluster.clone(), record);
+        let policy = Policy { shared: matches!(store, Store::Etcd(_)), ..config.policy.clone() };
+        // what nobody has read yet is not empty
+        let unread = policy.shared.then(|| Event::StoreLost { why: "it has not been read yet".into() });
+        let coordinator = Coordinator::new(policy, names.cluster.clone(), record);
         let mut tasks = JoinSet::new();
 
         let topology = unseen(config, &names);
@@ -127,10 +134,11 @@ impl Monitor {
 
         let store_queue = {
             let (queue, orders) = mpsc::channel(MAX_ORDERS);
-            tasks.spawn(store_orders(store, orders, outcome.clone()));
+            tasks.spawn(store_orders(store.clone(), orders, outcome.clone()));
             queue
         };
-        let ends = Ends { outcome, reporter, samples_begun: samples_begun.clone() };
+        let stop = keep(&store, &outcome, &mut tasks);
+        let ends = Ends { store, outcome, reporter, samples_begun: samples_begun.clone() };
         let (queues, nudges) = attend(config, &names, &ends, &mut tasks);
         drop(ends); // the driver ends when the tasks have
         let records = config.store.as_ref().map(|folder| Records::of(folder, &config.name));
@@ -151,19 +159,38 @@ impl Monitor {
             reigns: Reigns::default(),
             began: Instant::now(),
             timeout: config.pace.timeout,
-            refused: Vec::new(),
+            refused: unread.into_iter().collect(),
             asks,
             asked: None,
             place: place.into(),
         };
         tasks.spawn(driver.run());
         let watch = Watch::new(snapshots, suspect, samples_begun).of_monitor(failovers, ask, held);
-        Ok((watch, Monitor { _tasks: tasks }))
+        Ok((watch, Monitor { tasks, stop }))
     }
+
+    /// Stops it; of several instances another one acts at once. Takes as long as one request to the store at most.
+    pub async fn stop(mut self) {
+        if let Some(stop) = self.stop.take().filter(|_| self.tasks.len() > 0) {
+            let (confirm, confirmed) = oneshot::channel();
+            if stop.send(confirm).is_ok() {
+                let _ = confirmed.await;
+            }
+        }
+    }
+}
+
+/// Keeps in touch with a store that others write to.
+fn keep(store: &Store, outcome: &mpsc::Sender<Event>, tasks: &mut JoinSet<()>) -> Option<Stop> {
+    let Store::Etcd(store) = store else { return None };
+    let (stop, stopped) = oneshot::channel();
+    tasks.spawn(Keeper::new(store.clone(), outcome.clone()).run(stopped));
+    Some(stop)
 }
 
 /// What the tasks of a node hold of the driver.
 struct Ends {
+    store: Store,
     outcome: mpsc::Sender<Event>,
     reporter: mpsc::Sender<Report>,
     samples_begun: Arc<AtomicU64>,
@@ -184,6 +211,7 @@ fn attend(config: &ClusterConfig, names: &Arc<Names>, ends: &Ends, tasks: &mut J
             node: NodeId(index),
             remote: Remote::new(connector.clone()),
             names: names.clone(),
+            store: ends.store.clone(),
             replication: replication.clone(),
             deadlines: deadlines(config),
             outcomes: ends.outcome.clone(),
@@ -214,20 +242,24 @@ fn names(config: &ClusterConfig) -> Result<Names, MonitorError> {
     Ok(Names { cluster, addresses })
 }
 
-fn store(config: &ClusterConfig, cluster: &Cluster) -> Result<Store, MonitorError> {
-    let Some(folder) = &config.store else {
-        return match config.policy.managed {
-            Managed::External => Ok(Store::Memory(MemoryStore::default())),
-            Managed::Pgsteady => Err(MonitorError::NoStore(config.name.clone())),
-        };
-    };
+/// The store, and what it holds if that is known without asking anybody.
+fn store(config: &ClusterConfig, cluster: &Cluster) -> Result<(Store, Option<Record>), MonitorError> {
+    if config.policy.managed == Managed::External {
+        return Ok((Store::Memory(Arc::default()), None));
+    }
     let plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '-' | '_');
     if config.name.is_empty() || config.name.len() > 63 || !config.name.chars().all(plain) {
         return Err(MonitorError::Name(config.name.clone()));
     }
+    let Some(folder) = &config.store else { return Err(MonitorError::NoStore(config.name.clone())) };
     std::fs::create_dir_all(folder).map_err(|error| MonitorError::Folder(folder.clone(), error))?;
+    if let Some(etcd) = &config.etcd {
+        return Ok((Store::Etcd(Arc::new(EtcdStore::new(etcd, &config.name, cluster))), None));
+    }
     let file = folder.join(format!("{}.json", config.name));
-    FileStore::open(&file, &config.name, cluster).map(Store::File).map_err(MonitorError::Store)
+    let store = FileStore::open(&file, &config.name, cluster).map_err(MonitorError::Store)?;
+    let record = store.read().map_err(MonitorError::Store)?;
+    Ok((Store::File(Arc::new(store)), record))
 }
 
 fn deadlines(config: &ClusterConfig) -> Deadlines {

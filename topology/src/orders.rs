@@ -1,5 +1,6 @@
 //! Carries out orders: one queue a node and one for the store, each in order. Every order that names an outcome gets one.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ pub(crate) struct NodeOrders {
     pub(crate) node: NodeId,
     pub(crate) remote: Remote,
     pub(crate) names: Arc<Names>,
+    pub(crate) store: Store,
     pub(crate) replication: Arc<ReplicationLogin>,
     pub(crate) deadlines: Deadlines,
     pub(crate) outcomes: mpsc::Sender<Event>,
@@ -80,17 +82,16 @@ impl NodeOrders {
             Action::Drain { term, .. } => self.drain(term).await,
             Action::Unfence { term, upstream, .. } => {
                 let mark = Provided { mark: Some(term.0), still_at: None };
-                match self.repoint(upstream, mark).await {
+                match self.repoint(upstream, mark, ready(Ok(()))).await {
                     Ok(()) => Event::Unfenced { node, term },
                     Err(error) => Event::UnfenceFailed { node, term, why: said(&error) },
                 }
             }
-            // the claim of this order and of `SetRule` is not read again: no other process can open the store
-            Action::Repoint { upstream, marker, .. } => {
+            Action::Repoint { upstream, marker, claim, .. } => {
                 let drained = self.drained.filter(|(term, _)| Some(*term) == marker);
                 let mark = marker.map(|term| term.0);
                 let provided = Provided { mark, still_at: drained.map(|(_, position)| position) };
-                match self.repoint(upstream, provided).await {
+                match self.repoint(upstream, provided, self.store.still_claimed(claim)).await {
                     Ok(()) => Event::Repointed { node, upstream },
                     Err(error) => Event::RepointFailed { node, upstream, why: said(&error) },
                 }
@@ -104,9 +105,10 @@ impl NodeOrders {
                 }
             }
             Action::WriteTerm { rule, .. } => self.write_term(rule).await,
-            Action::SetRule { rule, .. } => {
+            Action::SetRule { rule, claim, .. } => {
                 let row = self.names.rule(&rule);
-                match act::set_rule(&self.remote, row.k, &row.cohort, self.deadlines.setting).await {
+                let claim = self.store.still_claimed(claim);
+                match act::set_rule(&self.remote, row.k, &row.cohort, claim, self.deadlines.setting).await {
                     Ok(()) => Event::RuleSet { node, rule },
                     Err(error) => Event::RuleSetFailed { node, rule, why: said(&error) },
                 }
@@ -159,9 +161,9 @@ impl NodeOrders {
         }
     }
 
-    async fn repoint(&self, upstream: NodeId, provided: Provided) -> Result<(), ActError> {
+    async fn repoint(&self, upstream: NodeId, provided: Provided, claim: impl act::Claim) -> Result<(), ActError> {
         let address = self.names.address(upstream);
-        act::repoint(&self.remote, address, &self.replication, provided, self.deadlines.setting).await
+        act::repoint(&self.remote, address, &self.replication, provided, claim, self.deadlines.setting).await
     }
 
     async fn promote(&self, promotion: &Promotion) -> Event {
@@ -245,28 +247,25 @@ pub(crate) fn undone(action: Action, why: &str) -> Option<Event> {
     })
 }
 
-/// Carries out the orders to the store. Its calls block on the disk, so they run on a thread for that.
-pub(crate) async fn store_orders(store: Arc<Store>, mut orders: mpsc::Receiver<Action>, outcomes: mpsc::Sender<Event>) {
+/// Carries out the orders to the store.
+pub(crate) async fn store_orders(store: Store, mut orders: mpsc::Receiver<Action>, outcomes: mpsc::Sender<Event>) {
     while let Some(action) = orders.recv().await {
-        let store = store.clone();
-        let event = tokio::task::spawn_blocking(move || on_store(&store, &action)).await;
-        let event = event.unwrap_or_else(|_| Some(Event::StoreLost { why: "its thread ended".into() }));
-        if let Some(event) = event {
+        if let Some(event) = on_store(&store, action).await {
             let _ = outcomes.send(event).await;
         }
     }
 }
 
-fn on_store(store: &Store, action: &Action) -> Option<Event> {
+async fn on_store(store: &Store, action: Action) -> Option<Event> {
     let outcome = match action {
-        Action::ReadStore => store.read().map(|record| Event::StoreRead { record }),
+        Action::ReadStore => store.read().await.map(|record| Event::StoreRead { record }),
         Action::ClaimTerm { from, to, handover } => swapped(
-            store.claim(*from, *to, *handover),
+            store.claim(from, to, handover).await,
             |record| Event::TermClaimed { record },
             |record| Event::TermRefused { record },
         ),
         Action::Publish { record } => swapped(
-            store.publish(record),
+            store.publish(record).await,
             |record| Event::Published { revision: record.revision },
             |record| Event::PublishRefused { record },
         ),

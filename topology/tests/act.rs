@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::future::ready;
 use std::time::{Duration, Instant};
 
 use common::{Cluster, SECOND, replication, until};
@@ -45,7 +46,7 @@ async fn a_fence_of_all_standbys_stops_acknowledgement_and_survives_a_restart() 
     // undone, the waiting commits go through
     let home = cluster.servers[0].address();
     let own = Provided { mark: Some(7), still_at: None };
-    act::repoint(&cluster.remote(2), &home, &replication(), own, 5 * SECOND).await.unwrap();
+    act::repoint(&cluster.remote(2), &home, &replication(), own, ready(Ok(())), 5 * SECOND).await.unwrap();
     let primary = cluster.servers[0].connect().await;
     until("the un-fenced standby flushes", async || acknowledges(&primary).await).await;
 }
@@ -109,7 +110,8 @@ async fn a_fence_refuses_primaries_and_earlier_terms() {
     assert_eq!(failed.error.to_string(), "fence on node n2: not done: term 5 has fenced it already, this is term 4");
     let home = cluster.servers[0].address();
     let earlier = Provided { mark: Some(4), still_at: None };
-    let error = act::repoint(&cluster.remote(1), &home, &replication(), earlier, SECOND).await.unwrap_err();
+    let error =
+        act::repoint(&cluster.remote(1), &home, &replication(), earlier, ready(Ok(())), SECOND).await.unwrap_err();
     assert!(matches!(error.cause, Cause::Guard(_)), "{error}");
     act::fence(&cluster.remote(1), 5, SECOND).await.expect("the same fence again");
     act::fence(&cluster.remote(1), 6, 5 * SECOND).await.expect("a later one");
@@ -156,9 +158,9 @@ async fn a_promotion_needs_the_mark_and_opens_with_its_rule() {
     let held = Provided { mark: Some(2), still_at: Some(behind.position) };
     let home = cluster.servers[1].address();
     let wrong = Provided { mark: Some(2), still_at: Some(Lsn(1)) };
-    let error = act::repoint(&n3, &home, &replication(), wrong, SECOND).await.unwrap_err();
+    let error = act::repoint(&n3, &home, &replication(), wrong, ready(Ok(())), SECOND).await.unwrap_err();
     assert_eq!(error.to_string(), "repoint on node n3: not done: it took WAL after its fence");
-    act::repoint(&n3, &home, &replication(), held, 5 * SECOND).await.unwrap();
+    act::repoint(&n3, &home, &replication(), held, ready(Ok(())), 5 * SECOND).await.unwrap();
     let written = act::write_term(&n2, &rule(2, "n2", &["n1", "n3"]), 10 * SECOND).await.unwrap();
     assert_eq!(written.flushed_by, ["n3"]);
     println!("kill to synchronous write, with 0.5 s of waiting in vain: {:?}", begun.elapsed());
@@ -177,7 +179,7 @@ async fn an_acknowledgement_without_a_flush_is_not_believed() {
     act::prepare_term(&cluster.remote(0), 5 * SECOND).await.unwrap();
     act::fence(&cluster.remote(1), 2, 5 * SECOND).await.unwrap();
     // somebody turns waiting off: PostgreSQL acknowledges at once
-    act::set_rule(&cluster.remote(0), 0, &[], 5 * SECOND).await.unwrap();
+    act::set_rule(&cluster.remote(0), 0, &[], ready(Ok(())), 5 * SECOND).await.unwrap();
     let error = act::write_term(&cluster.remote(0), &rule(1, "n1", &["n2"]), SECOND).await.unwrap_err();
     assert_eq!(error.to_string(), "write the term row on node n1: not in time: 0 of 1 standbys have flushed it");
 }

@@ -4,6 +4,8 @@
 
 mod common;
 
+use std::future::ready;
+
 use common::{Cluster, SECOND, config, login, replication, snapshot};
 use topology::act::{self, Provided, Remote};
 use topology::{Monitor, ReplicationLogin, TermRow};
@@ -21,8 +23,8 @@ async fn the_documented_privileges_are_enough_for_every_action() {
     act::prepare_term(&n1, 5 * SECOND).await.unwrap();
     let rule = TermRow { term: 1, leader: "n1".into(), cohort: vec!["n2".into()], k: 1 };
     act::write_term(&n1, &rule, 5 * SECOND).await.unwrap();
-    act::set_rule(&n1, 0, &[], 5 * SECOND).await.unwrap();
-    act::set_rule(&n1, 1, &rule.cohort, 5 * SECOND).await.unwrap();
+    act::set_rule(&n1, 0, &[], ready(Ok(())), 5 * SECOND).await.unwrap();
+    act::set_rule(&n1, 1, &rule.cohort, ready(Ok(())), 5 * SECOND).await.unwrap();
     act::barrier(&n1, &rule, 5 * SECOND).await.unwrap();
     act::quarantine(&n1, 5 * SECOND).await.unwrap();
     act::write_term(&n1, &rule, 5 * SECOND).await.unwrap();
@@ -35,7 +37,7 @@ async fn the_documented_privileges_are_enough_for_every_action() {
     let evidence = act::fence(&n2, 2, 5 * SECOND).await.unwrap();
     assert!(!evidence.escalated.is_empty());
     let own = Provided { mark: Some(2), still_at: None };
-    act::repoint(&n2, &cluster.servers[0].address(), &replication(), own, 5 * SECOND).await.unwrap();
+    act::repoint(&n2, &cluster.servers[0].address(), &replication(), own, ready(Ok(())), 5 * SECOND).await.unwrap();
 
     // without pg_monitor nobody sees a receiver: that must not pass for a fence
     let superuser = cluster.servers[0].connect().await;

@@ -12,6 +12,7 @@ use crate::pgbouncer::Loaded;
 
 mod build;
 mod change;
+mod etcd;
 pub mod options;
 mod problem;
 mod reference;
@@ -113,6 +114,8 @@ pub struct Cluster {
     pub replication: Login,
     /// Folder of the store.
     pub store: PathBuf,
+    /// The store, where it is etcd.
+    pub etcd: Option<Etcd>,
     /// The k of `ANY k`.
     pub synchronous: u32,
     /// What happens when no standby is left.
@@ -129,6 +132,21 @@ pub struct Cluster {
     pub nodes: Vec<ClusterNode>,
     /// TLS towards the nodes.
     pub tls: Arc<ServerTls>,
+}
+
+/// etcd as a store.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Etcd {
+    /// Its members, at least one.
+    pub endpoints: Vec<topology::Endpoint>,
+    /// What the keys begin with.
+    pub prefix: String,
+    /// Who we are there.
+    pub login: Option<Login>,
+    /// Files for TLS.
+    pub tls: topology::TlsFiles,
+    /// How long the right to act lasts without a word.
+    pub lease: Duration,
 }
 
 /// A node of a cluster.

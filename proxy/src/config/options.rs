@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use topology::Endpoint;
+
 use super::Secret;
 use super::section::{SectionDoc, section};
 use super::value::{FileMode, ListenAddress, Size, words};
@@ -16,6 +18,7 @@ pub const SECTIONS: &[SectionDoc] = &[
     User::DOC,
     Log::DOC,
     ClusterOptions::DOC,
+    EtcdOptions::DOC,
     NodeOptions::DOC,
     ServerTls::DOC,
     DatabaseOptions::DOC,
@@ -304,7 +307,7 @@ section! {
         replication_password: Option<Secret>,
         /// File whose first line is its password.
         replication_password_file: Option<PathBuf>,
-        /// Folder in which the term and the rule are kept; default: /var/lib/pgsteady/NAME.
+        /// Folder in which the term and the rule are kept, unless `etcd` is given, and what happened; default: /var/lib/pgsteady/NAME.
         store: Option<PathBuf>,
         /// How many standbys must have flushed a commit before it is acknowledged (the k of `ANY k`).
         synchronous: u32 = "1",
@@ -318,6 +321,30 @@ section! {
         partition_grace: Duration = "\"5s\"",
         /// Time a crashed primary gets to recover by itself before a standby is promoted.
         crash_restart_grace: Duration = "\"3s\"",
+    }
+}
+
+section! {
+    /// etcd as the store of a cluster: for several instances of pgsteady, of which one acts at a time.
+    EtcdOptions "[cluster.NAME.etcd]" {
+        /// Its members, each "http://HOST:PORT" or "https://HOST:PORT".
+        endpoints: Vec<Endpoint>,
+        /// What the keys begin with; the cluster's name follows.
+        prefix: String = "\"/pgsteady\"",
+        /// User; none: etcd has no authentication.
+        user: Option<String>,
+        /// Its password.
+        password: Option<Secret>,
+        /// File whose first line is its password.
+        password_file: Option<PathBuf>,
+        /// Certificates (PEM) of the authorities that are trusted; default: the system's.
+        ca: Option<PathBuf>,
+        /// Certificate chain (PEM) shown to etcd.
+        certificate: Option<PathBuf>,
+        /// Private key (PEM) of that certificate.
+        key: Option<PathBuf>,
+        /// Time after which another instance acts in place of one that is not heard of; whole seconds, at least 2.
+        lease: Duration = "\"3s\"",
     }
 }
 

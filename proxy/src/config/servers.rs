@@ -10,7 +10,7 @@ use topology::Address;
 use super::build::Reader;
 use super::options::{ClusterOptions, DatabaseOptions, NodeOptions};
 use super::section::Table;
-use super::{Cluster, ClusterNode, Database, Login, Lookup, Managed, ServerTls, SslMode, Target};
+use super::{Cluster, ClusterNode, Database, Etcd, Login, Lookup, Managed, ServerTls, SslMode, Target};
 
 impl Reader<'_, '_> {
     /// The clusters by name; `None` for one with an error, so that an entry that names it is not blamed too.
@@ -24,8 +24,9 @@ impl Reader<'_, '_> {
     fn cluster(&mut self, name: &str, mut table: Table<'_, '_>) -> Option<Cluster> {
         let tls = self.server_tls(&mut table);
         let nodes = self.nodes(&mut table);
+        let etcd = self.etcd(&mut table);
         let options = ClusterOptions::read(&mut table, self.problems);
-        let cluster = options.and_then(|options| self.cluster_of(name, &table, options, nodes, tls?));
+        let cluster = options.and_then(|options| self.cluster_of(name, &table, options, nodes, (tls?, etcd?)));
         table.finish(self.problems);
         cluster
     }
@@ -36,7 +37,7 @@ impl Reader<'_, '_> {
         table: &Table<'_, '_>,
         mut options: ClusterOptions,
         nodes: Vec<ClusterNode>,
-        tls: ServerTls,
+        (tls, etcd): (ServerTls, Option<Etcd>),
     ) -> Option<Cluster> {
         self.absolute(&mut options.password_file);
         self.absolute(&mut options.replication_password_file);
@@ -67,6 +68,7 @@ impl Reader<'_, '_> {
             dbname: options.dbname,
             replication,
             store: options.store.unwrap_or_else(|| Path::new("/var/lib/pgsteady").join(name)),
+            etcd,
             synchronous: options.synchronous,
             durability: options.durability,
             probe_interval: options.probe_interval,

@@ -210,6 +210,15 @@ impl Value for ListenAddress {
     }
 }
 
+impl Value for topology::Endpoint {
+    fn allowed() -> String {
+        "\"http://HOST:PORT\" or \"https://HOST:PORT\" such as \"http://10.0.0.1:2379\"".to_owned()
+    }
+    fn read(value: &DeValue<'_>) -> Result<Self, String> {
+        text(value)?.parse()
+    }
+}
+
 impl Value for FileMode {
     fn allowed() -> String {
         "permission bits in octal such as \"0660\"".to_owned()

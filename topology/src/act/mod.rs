@@ -2,6 +2,7 @@
 //! "The statement succeeded" is never evidence. What to do when is decided elsewhere.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,6 +89,12 @@ impl fmt::Display for ActError {
 
 impl std::error::Error for ActError {}
 
+/// What an order is given under, asked when the node's lock is held: `Err` says why it may not be carried out any more.
+/// Nothing happens before it is polled.
+pub trait Claim: Future<Output = Result<(), String>> {}
+
+impl<F: Future<Output = Result<(), String>>> Claim for F {}
+
 impl Remote {
     /// No connection is made yet.
     #[must_use]
@@ -128,6 +135,21 @@ impl Remote {
         }
         ground.locked = true;
         Ok(ground)
+    }
+
+    /// The same for an order that is given under a claim.
+    pub(crate) async fn begin_under(
+        &self,
+        action: &'static str,
+        claim: impl Claim,
+        deadline: Duration,
+    ) -> Result<Ground, ActError> {
+        let ground = self.begin_alone(action, deadline).await?;
+        match timeout_at(ground.until, claim).await {
+            Ok(Ok(())) => Ok(ground),
+            Ok(Err(why)) => Err(ground.fail(Cause::Guard(why))),
+            Err(_) => Err(ground.late()),
+        }
     }
 }
 

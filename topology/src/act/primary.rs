@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::{ActError, Cause, Ground, Remote, is_undefined_table, literal, rule_text};
+use super::{ActError, Cause, Claim, Ground, Remote, is_undefined_table, literal, rule_text};
 use crate::Lsn;
 use crate::login::APPLICATION_NAME;
 use crate::reading::TermRow;
@@ -142,11 +142,17 @@ pub(super) async fn writable(ground: &Ground) -> Result<(), ActError> {
 }
 
 /// Sets `synchronous_standby_names` on a primary and sees it in force: in a session, and in the walsenders.
-pub async fn set_rule(remote: &Remote, k: u32, cohort: &[String], deadline: Duration) -> Result<(), ActError> {
+pub async fn set_rule(
+    remote: &Remote,
+    k: u32,
+    cohort: &[String],
+    claim: impl Claim,
+    deadline: Duration,
+) -> Result<(), ActError> {
     const IN_FORCE: &str = "\
         SELECT current_setting('synchronous_standby_names') = $1 AS set, NOT EXISTS (SELECT FROM pg_stat_replication
           WHERE state = 'streaming' AND (application_name = ANY ($2)) <> (sync_state <> 'async')) AS followed";
-    let ground = remote.begin_alone("set synchronous_standby_names", deadline).await?;
+    let ground = remote.begin_under("set synchronous_standby_names", claim, deadline).await?;
     let rule = rule_text(k, cohort);
     let cohort = if rule.is_empty() { &[] } else { cohort };
     let mut ordered = false;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::fence::free_replay;
 use super::primary::read_term;
-use super::{ActError, Cause, Ground, Remote, literal, marked_by};
+use super::{ActError, Cause, Claim, Ground, Remote, literal, marked_by};
 use crate::reading::TermRow;
 use crate::reading::timeline_of_standby;
 use crate::{Address, Lsn, ReplicationLogin};
@@ -92,9 +92,10 @@ pub async fn repoint(
     primary: &Address,
     login: &ReplicationLogin,
     provided: Provided,
+    claim: impl Claim,
     deadline: Duration,
 ) -> Result<(), ActError> {
-    let ground = remote.begin_alone("repoint", deadline).await?;
+    let ground = remote.begin_under("repoint", claim, deadline).await?;
     require(&ground, provided).await?;
     let conninfo = login.conninfo(&remote.node, primary);
     let follow = format!("ALTER SYSTEM SET primary_conninfo = {}", literal(conninfo.expose()));

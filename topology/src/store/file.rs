@@ -54,7 +54,7 @@ impl FileStore {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(failed("read", &self.path, &e)),
         };
-        let unreadable = |why: String| StoreError::Unreadable { path: self.path.clone(), why };
+        let unreadable = |why: String| StoreError::Unreadable { place: self.path.display().to_string(), why };
         let mut bytes = Vec::new();
         file.take(MAX_RECORD_BYTES + 1).read_to_end(&mut bytes).map_err(|e| failed("read", &self.path, &e))?;
         if bytes.len() as u64 > MAX_RECORD_BYTES {

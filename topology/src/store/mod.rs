@@ -2,23 +2,29 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use decision::{Record, Term};
 
+mod etcd;
 mod file;
 mod format;
 mod memory;
 
+pub use etcd::{Endpoint, EtcdConfig, EtcdStore, TlsFiles};
+pub(crate) use etcd::{Keeper, Stop};
 pub use file::FileStore;
 pub use memory::MemoryStore;
 
-/// A store, whichever it is. Its calls may block on a disk.
-#[derive(Debug)]
+/// A store, whichever it is.
+#[derive(Debug, Clone)]
 pub enum Store {
     /// A file of this machine, for one instance.
-    File(FileStore),
+    File(Arc<FileStore>),
+    /// etcd, for several instances.
+    Etcd(Arc<EtcdStore>),
     /// Nothing durable: for a cluster that somebody else manages.
-    Memory(MemoryStore),
+    Memory(Arc<MemoryStore>),
 }
 
 impl Store {
@@ -26,9 +32,10 @@ impl Store {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn read(&self) -> Result<Option<Record>, StoreError> {
+    pub async fn read(&self) -> Result<Option<Record>, StoreError> {
         match self {
-            Store::File(store) => store.read(),
+            Store::File(store) => on_disk(store, FileStore::read).await,
+            Store::Etcd(store) => store.read().await,
             Store::Memory(store) => Ok(store.read()),
         }
     }
@@ -37,9 +44,10 @@ impl Store {
     ///
     /// # Errors
     /// If it cannot be read or written; then it is open whether the claim is stored.
-    pub fn claim(&self, from: Term, to: Term, handover: bool) -> Result<Swap, StoreError> {
+    pub async fn claim(&self, from: Term, to: Term, handover: bool) -> Result<Swap, StoreError> {
         match self {
-            Store::File(store) => store.claim(from, to, handover),
+            Store::File(store) => on_disk(store, move |store| store.claim(from, to, handover)).await,
+            Store::Etcd(store) => store.claim(from, to, handover).await,
             Store::Memory(store) => Ok(store.claim(from, to, handover)),
         }
     }
@@ -48,12 +56,38 @@ impl Store {
     ///
     /// # Errors
     /// If it cannot be read or written; then it is open whether the record is stored.
-    pub fn publish(&self, record: &Record) -> Result<Swap, StoreError> {
+    pub async fn publish(&self, record: Record) -> Result<Swap, StoreError> {
         match self {
-            Store::File(store) => store.publish(record),
-            Store::Memory(store) => Ok(store.publish(record)),
+            Store::File(store) => on_disk(store, move |store| store.publish(&record)).await,
+            Store::Etcd(store) => store.publish(&record).await,
+            Store::Memory(store) => Ok(store.publish(&record)),
         }
     }
+
+    /// Whether `term` is still the claimed one, for an order under this claim that has just taken its node's lock: another
+    /// instance may have claimed while this one slept. What only one instance can open need not be read for that.
+    ///
+    /// # Errors
+    /// The claim that came after it, or why it cannot be known; the order must not be carried out.
+    pub async fn still_claimed(&self, term: Term) -> Result<(), String> {
+        let Store::Etcd(store) = self else { return Ok(()) };
+        match store.read().await {
+            Ok(Some(record)) if record.claimed == term => Ok(()),
+            Ok(Some(record)) => Err(format!("term {} was claimed meanwhile", record.claimed.0)),
+            Ok(None) => Err("the store is empty".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// The file store blocks on the disk: that is for a thread that may.
+async fn on_disk<T: Send + 'static>(
+    store: &Arc<FileStore>,
+    call: impl FnOnce(&FileStore) -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let store = store.clone();
+    let ended = tokio::task::spawn_blocking(move || call(&store)).await;
+    ended.unwrap_or_else(|error| Err(StoreError::Ended(error.to_string())))
 }
 
 impl fmt::Display for Store {
@@ -61,6 +95,7 @@ impl fmt::Display for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Store::File(store) => write!(f, "file {}", store.path().display()),
+            Store::Etcd(store) => store.fmt(f),
             Store::Memory(_) => f.write_str("none"),
         }
     }
@@ -73,8 +108,8 @@ pub enum StoreError {
     Locked(PathBuf),
     /// What is there is not a record of this cluster, or not whole.
     Unreadable {
-        /// The file.
-        path: PathBuf,
+        /// The file or the key.
+        place: String,
         /// What is wrong with it.
         why: String,
     },
@@ -87,6 +122,10 @@ pub enum StoreError {
         /// Its answer.
         why: String,
     },
+    /// etcd could not be asked, or refused.
+    Etcd(String),
+    /// The thread that waits for the disk has ended.
+    Ended(String),
 }
 
 impl fmt::Display for StoreError {
@@ -98,13 +137,14 @@ impl fmt::Display for StoreError {
                  this one a store of its own cluster",
                 path.display()
             ),
-            StoreError::Unreadable { path, why } => write!(
+            StoreError::Unreadable { place, why } => write!(
                 f,
-                "{} is not a record of this cluster ({why}): nobody is promoted until it is put right; restore it from a \
-                 backup, or, if you are sure which node is the primary, move it away and the primary is adopted anew",
-                path.display()
+                "{place} is not a record of this cluster ({why}): nobody is promoted until it is put right; restore it from a \
+                 backup, or, if you are sure which node is the primary, move it away and the primary is adopted anew"
             ),
             StoreError::Io { what, path, why } => write!(f, "cannot {what} {}: {why}", path.display()),
+            StoreError::Etcd(why) => write!(f, "etcd: {why}"),
+            StoreError::Ended(why) => write!(f, "the store's thread ended: {why}"),
         }
     }
 }

@@ -281,6 +281,7 @@ pub(crate) fn config(cluster: &Cluster) -> ClusterConfig {
         replication: replication(),
         policy: Policy::default(),
         pace: Pace { interval: SECOND / 4, timeout: SECOND },
+        etcd: None,
         store: Some(cluster.folder.path().join("store")),
     }
 }
