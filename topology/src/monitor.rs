@@ -171,7 +171,7 @@ impl Monitor {
 
     /// Stops it; of several instances another one acts at once. Takes as long as one request to the store at most.
     pub async fn stop(mut self) {
-        if let Some(stop) = self.stop.take().filter(|_| self.tasks.len() > 0) {
+        if let Some(stop) = self.stop.take().filter(|_| !self.tasks.is_empty()) {
             let (confirm, confirmed) = oneshot::channel();
             if stop.send(confirm).is_ok() {
                 let _ = confirmed.await;

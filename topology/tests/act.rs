@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::{Cluster, SECOND, replication, until};
 use decision::{Obstacle, Term};
 use topology::act::{self, Cause, Order, Provided, rule_text};
-use topology::{Lsn, TermRow};
+use topology::{Address, Lsn, TermRow};
 
 fn rule(term: u64, leader: &str, cohort: &[&str]) -> TermRow {
     TermRow { term, leader: leader.into(), cohort: cohort.iter().map(|name| (*name).into()).collect(), k: 1 }
@@ -182,6 +182,26 @@ async fn an_acknowledgement_without_a_flush_is_not_believed() {
     act::set_rule(&cluster.remote(0), 0, &[], ready(Ok(())), 5 * SECOND).await.unwrap();
     let error = act::write_term(&cluster.remote(0), &rule(1, "n1", &["n2"]), SECOND).await.unwrap_err();
     assert_eq!(error.to_string(), "write the term row on node n1: not in time: 0 of 1 standbys have flushed it");
+}
+
+#[tokio::test]
+async fn an_order_whose_claim_is_another_ones_by_now_changes_nothing() {
+    let cluster = Cluster::start(1).await;
+    let gone = || ready(Err("term 7 was claimed meanwhile".to_owned()));
+    let cohort = ["n2".to_owned()];
+    let settings = async |server: usize| {
+        let text = "SELECT current_setting('synchronous_standby_names') || current_setting('primary_conninfo')";
+        cluster.servers[server].connect().await.query_one(text, &[]).await.unwrap().get::<_, String>(0)
+    };
+    let before = (settings(0).await, settings(1).await);
+    let error = act::set_rule(&cluster.remote(0), 2, &cohort, gone(), 5 * SECOND).await.unwrap_err();
+    assert!(error.to_string().contains("not done: term 7 was claimed meanwhile"), "{error}");
+    let elsewhere = Address::Tcp("192.0.2.1".into(), 5432);
+    let unmarked = Provided { mark: None, still_at: None };
+    let error =
+        act::repoint(&cluster.remote(1), &elsewhere, &replication(), unmarked, gone(), SECOND).await.unwrap_err();
+    assert!(matches!(error.cause, Cause::Guard(_)), "{error}");
+    assert_eq!((settings(0).await, settings(1).await), before);
 }
 
 #[tokio::test]
