@@ -1,6 +1,7 @@
 //! Several pgsteady over one cluster and one etcd: one of them acts, all of them give the same answer, and no loss of an
 //! instance or of etcd loses a commit or makes a second primary.
 
+use std::path::Path;
 use std::time::Duration;
 
 use harness::endpoint::value;
@@ -35,15 +36,11 @@ impl Scene {
 
     async fn with(etcd: Etcd, count: i32, lease: &str) -> Self {
         let mut cluster = Cluster::prepare(&Programs::installed(), 3);
-        let ports: Vec<u16> = cluster.nodes.iter().map(Node::port).collect();
-        cluster.launch(ports[0]).await;
-        cluster.nodes[0].sql(writers::TABLE).await;
-        cluster.nodes[0].sql("GRANT ALL ON written TO app").await;
+        prepare(&mut cluster).await;
         let (mut instances, mut stores, mut writers) = (Vec::new(), Vec::new(), Vec::new());
         for number in 0..count {
             let store = Folder::new("store");
-            let mut config = Config::cluster(&cluster, &ports, store.path())
-                .set("limits.hold_timeout", "60s")
+            let mut config = plain(&cluster, store.path())
                 .set("cluster.main.etcd.lease", lease)
                 .set("cluster.main.etcd.endpoints", vec![toml(&etcd.endpoint())]);
             if let Some(ca) = etcd.ca() {
@@ -73,12 +70,7 @@ impl Scene {
     }
 
     async fn status(&self, instance: usize) -> Value {
-        let file = self.instances[instance].folder().join("pgsteady.toml").display().to_string();
-        let run = move || pgsteady::command(&["status", "--json", "-c", &file]);
-        let output = tokio::task::spawn_blocking(run).await.expect("a command does not panic");
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-            panic!("{error}: {}", String::from_utf8_lossy(&output.stderr));
-        })
+        status(&self.instances[instance]).await
     }
 
     /// Waits until this instance shows a primary with two standbys in its rule, and nothing amiss.
@@ -121,6 +113,29 @@ impl Scene {
         }
         record
     }
+}
+
+/// Three nodes with the writers' table.
+async fn prepare(cluster: &mut Cluster) {
+    let port = cluster.nodes[0].port();
+    cluster.launch(port).await;
+    cluster.nodes[0].sql(writers::TABLE).await;
+    cluster.nodes[0].sql("GRANT ALL ON written TO app").await;
+}
+
+/// With a store of its own.
+fn plain(cluster: &Cluster, store: &Path) -> Config {
+    let ports: Vec<u16> = cluster.nodes.iter().map(Node::port).collect();
+    Config::cluster(cluster, &ports, store).set("limits.hold_timeout", "60s")
+}
+
+async fn status(pgsteady: &Pgsteady) -> Value {
+    let file = pgsteady.folder().join("pgsteady.toml").display().to_string();
+    let run = move || pgsteady::command(&["status", "--json", "-c", &file]);
+    let output = tokio::task::spawn_blocking(run).await.expect("a command does not panic");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!("{error}: {}", String::from_utf8_lossy(&output.stderr));
+    })
 }
 
 fn toml(text: &str) -> toml::Value {
@@ -258,5 +273,38 @@ fn etcd_with_tls_and_password() {
         let log = scene.instances[0].log();
         assert!(!log.contains(PASSWORD), "a password in the log");
         scene.check(&[0]).await;
+    });
+}
+
+/// Each has a store of its own: a mistake, which the one that came second notices.
+#[test]
+fn a_second_instance_that_shares_no_store_does_not_act() {
+    harness::run(TEST_S, async {
+        let mut cluster = Cluster::prepare(&Programs::installed(), 3);
+        prepare(&mut cluster).await;
+        let stores = [Folder::new("store"), Folder::new("store")];
+        let first = Pgsteady::start(&plain(&cluster, stores[0].path())).await;
+        let writers = Writers::start(&first.endpoint(), WRITERS);
+        writers.acknowledged(200, SOON).await;
+        let second = Pgsteady::start(&plain(&cluster, stores[1].path())).await;
+        let noticed = || async { (status(&second).await["rivals"] == "n1, n2, n3").then_some(()) };
+        harness::wait_for("the second notices the first", SOON, noticed).await;
+        cluster.nodes[0].kill_tree();
+        writers.acknowledged(200, SOON).await;
+        let (one, two) = (status(&first).await, status(&second).await);
+        assert_eq!((&one["coordinator"], &one["rivals"]), (&Value::Bool(true), &Value::Null), "{one}");
+        assert_eq!((&two["coordinator"], &two["primary"]), (&Value::Bool(false), &Value::Null), "{two}");
+        assert!(!stores[1].path().join("store").join("main.json").exists(), "it has written a record");
+
+        // when the first one has gone, there is one again
+        let term = one["term"].as_u64().expect("a number");
+        drop(first);
+        let serves = || async { (status(&second).await["coordinator"] == true).then_some(()) };
+        harness::wait_for("the second is alone", SOON, serves).await;
+        let adopted = || async { status(&second).await["term"].as_u64().filter(|now| *now > term) };
+        harness::wait_for("it has adopted the primary", SOON, adopted).await;
+        let record = writers.stop().await;
+        let primary = cluster.primary(&[0]).await.expect("there is a primary");
+        record.check(&cluster.nodes[primary].client().await).await;
     });
 }

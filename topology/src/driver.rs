@@ -12,6 +12,7 @@ use crate::ask::{Ask, Verdict, Wish};
 use crate::history::History;
 use crate::lag::Lag;
 use crate::orders::undone;
+use crate::presence::Standing;
 use crate::probe::Report;
 use crate::reigns::{Life, Reigns};
 use crate::translate::{Names, contact, millis};
@@ -44,6 +45,8 @@ pub(crate) struct Driver {
     pub(crate) asked: Option<oneshot::Sender<Verdict>>,
     /// Where the store is, for people.
     pub(crate) place: Arc<str>,
+    /// Whether we may act.
+    pub(crate) standing: Standing,
 }
 
 /// What is known of the nodes' positions: it goes into the snapshot, and no decision looks at it.
@@ -68,6 +71,10 @@ impl Driver {
             }
             tokio::select! {
                 outcome = self.outcomes.recv() => match outcome {
+                    Some(Event::Lease { held }) => {
+                        let told = self.standing.leased(held);
+                        self.stand(told);
+                    }
                     Some(event) => self.feed(event),
                     None => return,
                 },
@@ -133,9 +140,29 @@ impl Driver {
         };
         let is_reading = report.outcome.is_ok();
         self.feed(event);
+        let rival = report.outcome.as_ref().is_ok_and(|reading| reading.rival);
+        let told = self.standing.looked(report.node, rival);
+        self.stand(told);
         if is_reading {
             self.publish();
         }
+    }
+
+    /// Tells the decision whether we may act, and people who is in the way.
+    fn stand(&mut self, told: Option<Event>) {
+        let Some(event) = told else { return };
+        let rivals = self.rivals();
+        if let Some(rivals) = &rivals {
+            tracing::error!(%rivals, "another pgsteady, which shares no store with this one, watches the same nodes: this one does not act");
+        }
+        self.feed(event);
+    }
+
+    /// Where another instance is that shares no store with us, for people.
+    fn rivals(&self) -> Option<Arc<str>> {
+        let names: Vec<&str> =
+            self.standing.rivals().filter_map(|node| self.topology.nodes.get(node)).map(|node| &*node.name).collect();
+        (!names.is_empty()).then(|| names.join(", ").into())
     }
 
     /// Notes what the snapshot says of positions.
@@ -208,6 +235,7 @@ impl Driver {
     fn look_over(&mut self) {
         let (phase, record) = (self.coordinator.phase(), self.coordinator.record());
         let (lost, coordinator) = (self.coordinator.store_lost(), self.coordinator.is_coordinator());
+        let rivals = self.rivals();
         let old = &self.topology.overview;
         let rule = record.rule.map(|rule| self.names.in_force(&rule));
         let same = *old.phase == *phase
@@ -215,6 +243,7 @@ impl Driver {
             && old.claimed == record.claimed.0
             && old.store_lost.as_deref() == lost
             && old.coordinator == coordinator
+            && old.rivals == rivals
             && !old.store.is_empty();
         if same {
             return;
@@ -223,6 +252,7 @@ impl Driver {
             managed: phase != "following",
             phase: phase.into(),
             coordinator,
+            rivals,
             claimed: record.claimed.0,
             rule,
             store: self.place.clone(),

@@ -17,6 +17,7 @@ use crate::driver::{Driver, Positions};
 use crate::history::History;
 use crate::login::Connector;
 use crate::orders::{Deadlines, MAX_ORDERS, NodeOrders, store_orders};
+use crate::presence::{Identity, Standing};
 use crate::probe::{Pace, Probe, Report};
 use crate::records::Records;
 use crate::reigns::Reigns;
@@ -117,9 +118,11 @@ impl Monitor {
         let names = Arc::new(names(config)?);
         let (store, record) = store(config, &names.cluster)?;
         let place = store.to_string();
-        let policy = Policy { shared: matches!(store, Store::Etcd(_)), ..config.policy.clone() };
+        // before it acts it looks whether it is alone, and has the lease of a store that is shared
+        let policy = Policy { shared: true, ..config.policy.clone() };
         // what nobody has read yet is not empty
-        let unread = policy.shared.then(|| Event::StoreLost { why: "it has not been read yet".into() });
+        let unread =
+            matches!(store, Store::Etcd(_)).then(|| Event::StoreLost { why: "it has not been read yet".into() });
         let coordinator = Coordinator::new(policy, names.cluster.clone(), record);
         let mut tasks = JoinSet::new();
 
@@ -138,7 +141,8 @@ impl Monitor {
             queue
         };
         let stop = keep(&store, &outcome, &mut tasks);
-        let ends = Ends { store, outcome, reporter, samples_begun: samples_begun.clone() };
+        let (identity, lease) = (store.identity(), !matches!(store, Store::Etcd(_)));
+        let ends = Ends { store, identity, outcome, reporter, samples_begun: samples_begun.clone() };
         let (queues, nudges) = attend(config, &names, &ends, &mut tasks);
         drop(ends); // the driver ends when the tasks have
         let records = config.store.as_ref().map(|folder| Records::of(folder, &config.name));
@@ -162,6 +166,7 @@ impl Monitor {
             refused: unread.into_iter().collect(),
             asks,
             asked: None,
+            standing: Standing::new(config.nodes.len(), lease),
             place: place.into(),
         };
         tasks.spawn(driver.run());
@@ -191,6 +196,7 @@ fn keep(store: &Store, outcome: &mpsc::Sender<Event>, tasks: &mut JoinSet<()>) -
 /// What the tasks of a node hold of the driver.
 struct Ends {
     store: Store,
+    identity: Identity,
     outcome: mpsc::Sender<Event>,
     reporter: mpsc::Sender<Report>,
     samples_begun: Arc<AtomicU64>,
@@ -228,6 +234,7 @@ fn attend(config: &ClusterConfig, names: &Arc<Names>, ends: &Ends, tasks: &mut J
             reports: ends.reporter.clone(),
             nudge,
             samples_begun: ends.samples_begun.clone(),
+            identity: ends.identity,
         };
         tasks.spawn(probe.run());
     }

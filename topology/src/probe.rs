@@ -9,6 +9,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::login::{Connector, Failure, Server};
+use crate::presence::{Identity, Mark};
 use crate::reading::{Question, Reading};
 
 /// Shortest time between two attempts, however many suspicions come in.
@@ -51,6 +52,9 @@ pub struct Probe {
     pub nudge: Arc<Notify>,
     /// Counts the readings that have begun, on all nodes.
     pub samples_begun: Arc<AtomicU64>,
+    /// Who we are to other instances.
+    /// Whose mark it leaves there.
+    pub identity: Identity,
 }
 
 impl Probe {
@@ -87,11 +91,12 @@ impl Probe {
 
     /// Asks until the connection ends or falls silent. Was there any reading?
     async fn converse(&self, mut server: Server) -> (Failure, bool) {
-        let mut question = match timeout(self.pace.timeout, Question::prepare(server.client())).await {
+        let mut question = match timeout(self.pace.timeout, Question::prepare(server.client(), self.identity)).await {
             Ok(Ok(question)) => question,
             Ok(Err(failure)) => return (failure, false),
             Err(_) => return (Failure::Silent(self.pace.timeout), false),
         };
+        let mut mark = Mark::new(self.identity);
         let mut ticks = interval(self.pace.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut had_reading = false;
@@ -107,9 +112,14 @@ impl Probe {
             // counted before the question leaves: a session that sees this number knows its commit to be older
             let number = self.samples_begun.fetch_add(1, Ordering::AcqRel) + 1;
             match timeout(self.pace.timeout, question.ask(server.client())).await {
-                Ok(Ok(reading)) => {
+                Ok(Ok((reading, others))) => {
                     had_reading = true;
                     self.report(begun, number, Ok(reading)).await;
+                    match timeout(self.pace.timeout, mark.follow(server.client(), others)).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(failure)) => tracing::debug!(%failure, "no mark on the node"),
+                        Err(_) => return (Failure::Silent(self.pace.timeout), false),
+                    }
                 }
                 Ok(Err(failure @ Failure::Answered(_))) => self.report(begun, number, Err(failure)).await,
                 Ok(Err(Failure::Lost(_))) if had_reading => return (server.lost().await, true),

@@ -126,6 +126,8 @@ pub struct Overview {
     pub phase: Arc<str>,
     /// Whether it is this instance that acts, of those that share the store.
     pub coordinator: bool,
+    /// The nodes on which another instance is that shares no store with this one, which does not act therefore.
+    pub rivals: Option<Arc<str>>,
     /// The highest term that anybody has claimed.
     pub claimed: u64,
     /// The rule in force; `None` until a primary was adopted.

@@ -14,7 +14,7 @@ use openssl::ssl::{SslConnector, SslMethod};
 use tokio::sync::{Notify, mpsc};
 use topology::act;
 use topology::probe::{Pace, Probe, Report};
-use topology::{Address, Connector, Encryption, Failure, Login, Reading, TermRow};
+use topology::{Address, Connector, Encryption, Failure, Identity, Login, Reading, TermRow};
 
 struct Probing {
     reports: mpsc::Receiver<Report>,
@@ -27,7 +27,15 @@ fn probing(connector: Connector, interval: Duration) -> Probing {
     let (sender, reports) = mpsc::channel(16);
     let (nudge, begun) = (Arc::new(Notify::new()), Arc::new(AtomicU64::new(0)));
     let pace = Pace { interval, timeout: SECOND / 2 };
-    let probe = Probe { node: 0, connector, pace, reports: sender, nudge: nudge.clone(), samples_begun: begun.clone() };
+    let probe = Probe {
+        node: 0,
+        connector,
+        pace,
+        reports: sender,
+        nudge: nudge.clone(),
+        samples_begun: begun.clone(),
+        identity: Identity::NOBODY,
+    };
     tokio::spawn(probe.run());
     Probing { reports, nudge, begun }
 }

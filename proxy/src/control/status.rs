@@ -21,6 +21,8 @@ pub(super) struct Status {
     pub(super) phase: String,
     /// Whether this instance acts, of those that share the store.
     pub(super) coordinator: bool,
+    /// The nodes on which another instance is that shares no store with this one.
+    pub(super) rivals: Option<String>,
     pub(super) rule: Option<Rule>,
     pub(super) store: String,
     /// Why the store cannot be used; `None` if it can.
@@ -76,6 +78,7 @@ impl Status {
             why: topology.why.to_string(),
             phase: overview.phase.to_string(),
             coordinator: overview.coordinator,
+            rivals: overview.rivals.as_deref().map(str::to_owned),
             rule: overview
                 .rule
                 .as_ref()

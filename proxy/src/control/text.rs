@@ -20,6 +20,14 @@ pub(super) fn status(status: &Status) -> String {
     if !status.why.is_empty() {
         let _ = writeln!(out, "  ! {}", status.why);
     }
+    if let Some(rivals) = &status.rivals {
+        let _ = writeln!(
+            out,
+            "  ! another pgsteady, which shares no store with this one, watches {rivals}: this one does not act; stop one of \
+             the two, or let them share etcd ([cluster.{}.etcd])",
+            status.cluster
+        );
+    }
     if let Some(rule) = &status.rule {
         let of = if rule.standbys.is_empty() { "no standby".to_owned() } else { rule.standbys.join(", ") };
         let _ = writeln!(out, "  a commit waits for {} of {of}", rule.k);

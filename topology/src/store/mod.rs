@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use decision::{Record, Term};
 
+use crate::presence::Identity;
+
 mod etcd;
 mod file;
 mod format;
@@ -61,6 +63,15 @@ impl Store {
             Store::File(store) => on_disk(store, move |store| store.publish(&record)).await,
             Store::Etcd(store) => store.publish(&record).await,
             Store::Memory(store) => Ok(store.publish(&record)),
+        }
+    }
+
+    /// Who we are to instances that do not share it.
+    pub(crate) fn identity(&self) -> Identity {
+        match self {
+            Store::File(store) => Identity::of_file(store.path()),
+            Store::Etcd(store) => Identity::of_etcd(store.prefix()),
+            Store::Memory(_) => Identity::NOBODY,
         }
     }
 

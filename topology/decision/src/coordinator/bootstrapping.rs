@@ -72,6 +72,7 @@ impl Bootstrapping {
     pub(crate) fn reason(&self, picture: &Picture) -> Reason {
         match (self.stage, &picture.obstacle, &picture.store_lost) {
             (_, _, Some(why)) => reason::store_lost(why),
+            (Stage::Looking, ..) if !picture.is_coordinator() => reason::not_the_coordinator(),
             (Stage::Looking, ..) => adoptable(picture).err().unwrap_or_else(|| reason::under_way("adopting a primary")),
             (Stage::Pausing(_), Some(obstacle), _) => obstacle.clone(),
             _ => reason::under_way("adopting a primary"),

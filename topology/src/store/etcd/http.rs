@@ -50,6 +50,10 @@ impl FromStr for Endpoint {
             return Err("has more in it than host and port".into());
         }
         let host = uri.host().filter(|host| !host.is_empty()).ok_or("names no host")?;
+        let whole = uri.port().map_or(host.to_owned(), |port| format!("{host}:{port}"));
+        if uri.authority().map(hyper::http::uri::Authority::as_str) != Some(&*whole) {
+            return Err("has something else than host and port before its end".into());
+        }
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         Ok(Self { tls, host, port: uri.port_u16().unwrap_or(2379) })
     }
@@ -271,7 +275,9 @@ mod tests {
         assert_eq!(endpoint("http://10.0.0.1:2379/"), Ok(plain));
         let six = endpoint("https://[::1]:12379").unwrap();
         assert_eq!((six.tls, six.host.as_str(), six.to_string().as_str()), (true, "::1", "https://[::1]:12379"));
-        for wrong in ["10.0.0.1:2379", "ftp://a", "http://", "http://a/v3", "http://a:b", ""] {
+        for wrong in
+            ["10.0.0.1:2379", "ftp://a", "http://", "http://a/v3", "http://a:b", "http://u@a", "http://a:99999", ""]
+        {
             assert!(endpoint(wrong).is_err(), "{wrong}");
         }
     }

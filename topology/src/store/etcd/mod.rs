@@ -130,6 +130,11 @@ impl EtcdStore {
         }
     }
 
+    /// What the keys of this cluster begin with.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     /// The record; `None` if there is none yet. What is read is at least as new as any write that was answered before.
     ///
     /// # Errors
