@@ -30,6 +30,7 @@ Examples:
   pgsteady run -c pgsteady.toml         serve clients
   pgsteady status                       show the running pgsteady's clusters, and the latest failovers
   pgsteady switchover --to n2           make n2 the primary
+  pgsteady failover                     what to do when a failover is short of standbys
   pgsteady dev                          a primary and two standbys to play with; nothing is left afterwards
   pgsteady dev --drill 3                kill -9 its primary three times under load, and report
   psql 'host=localhost port=6432 dbname=app user=me'
@@ -59,6 +60,8 @@ enum Command {
     Status(control::StatusArgs),
     /// Make another node primary, in peace: new transactions wait, open ones end, and nothing is lost.
     Switchover(control::SwitchoverArgs),
+    /// Go on after a loss from which no standby is proven to have everything: the one command that may lose commits.
+    Failover(control::FailoverArgs),
     /// Print a reference page as Markdown.
     Docs(DocsArgs),
 }
@@ -119,6 +122,7 @@ pub fn main() -> ExitCode {
         Command::Node(args) => crate::node::run(args),
         Command::Status(args) => asked(control::status(&args, load)),
         Command::Switchover(args) => asked(control::switchover(&args, load)),
+        Command::Failover(args) => asked(control::failover(&args, load)),
         Command::Import(ImportArgs { file }) => match pgbouncer::import(&file) {
             Ok(text) => {
                 print!("{text}");

@@ -21,6 +21,8 @@ pub enum Wish {
         /// Whether to end those that are still open then, instead of giving up.
         end_transactions: bool,
     },
+    /// A standby promoted in place of a lost primary, although commits that no standby within reach has may be lost.
+    Failover,
 }
 
 /// What came of it.

@@ -112,6 +112,10 @@ impl Driver {
                 let to = to.and_then(node);
                 Event::SwitchoverAsked(decision::Switchover { to, max_wait: millis(max_wait), end_transactions })
             }
+            Wish::Failover => {
+                tracing::warn!("an operator asks for a failover that may lose commits");
+                Event::FailoverAsked
+            }
         };
         self.asked = Some(ask.answer);
         self.feed(event);

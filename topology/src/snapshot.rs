@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +30,17 @@ impl fmt::Display for Address {
 /// A position in the write-ahead log (PostgreSQL's `pg_lsn`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Lsn(pub u64);
+
+impl FromStr for Lsn {
+    type Err = ();
+
+    /// PostgreSQL's own form: two hexadecimal numbers with a slash between them.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (high, low) = text.split_once('/').ok_or(())?;
+        let half = |text: &str| u32::from_str_radix(text, 16).map(u64::from).map_err(drop);
+        Ok(Self(half(high)? << 32 | half(low)?))
+    }
+}
 
 impl fmt::Display for Lsn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -14,22 +14,22 @@ use super::{MAX_ANSWER_BYTES, PASSING, Request, socket, text};
 use crate::config::{Cluster, Config};
 
 /// Time beyond `--max-wait` in which a switchover is done or undone, however slow the machine.
-const SWITCHING: Duration = Duration::from_secs(120);
+pub(super) const SWITCHING: Duration = Duration::from_secs(120);
 /// Between two looks for it.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Which cluster of which running pgsteady.
 #[derive(Debug, Clone, Args)]
-struct Target {
+pub(super) struct Target {
     /// The configuration of the running pgsteady; default: ./pgsteady.toml, then /etc/pgsteady/pgsteady.toml.
     #[arg(short, long, value_name = "FILE", env = "PGSTEADY_CONFIG")]
-    config: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
     /// The cluster; may be left out where there is only one.
     #[arg(long, value_name = "NAME")]
-    cluster: Option<String>,
+    pub(super) cluster: Option<String>,
     /// Print one JSON object.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// What `pgsteady status` is told.
@@ -108,7 +108,7 @@ pub fn switchover(
     Ok(true)
 }
 
-fn told_why_not(verdict: &Verdict, json: bool) -> Result<bool, String> {
+pub(super) fn told_why_not(verdict: &Verdict, json: bool) -> Result<bool, String> {
     match verdict {
         verdict if json => say(&serde_json::to_string(verdict).expect("plain data is JSON")),
         Verdict::Refused { why, .. } => return Err(format!("not begun: {why}")),
@@ -118,7 +118,7 @@ fn told_why_not(verdict: &Verdict, json: bool) -> Result<bool, String> {
     Ok(false)
 }
 
-fn chosen<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c Cluster, String> {
+pub(super) fn chosen<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c Cluster, String> {
     let names = || config.clusters.keys().map(|name| &**name).collect::<Vec<_>>().join(", ");
     match (name, config.clusters.len()) {
         (Some(name), _) => {
@@ -131,7 +131,7 @@ fn chosen<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c Cluster, Str
     }
 }
 
-fn ask(cluster: &Cluster, request: &Request, limit: Duration) -> Result<String, String> {
+pub(super) fn ask(cluster: &Cluster, request: &Request, limit: Duration) -> Result<String, String> {
     let path = socket(&cluster.store, &cluster.name);
     let wrong =
         |error: std::io::Error| format!("{}: {error}; does pgsteady run with this configuration?", path.display());
@@ -149,7 +149,7 @@ fn ask(cluster: &Cluster, request: &Request, limit: Duration) -> Result<String, 
     Err(format!("{}: the answer is not whole: pgsteady ended, or its log says why it does not answer", path.display()))
 }
 
-fn read_status(answer: &str) -> Result<Status, String> {
+pub(super) fn read_status(answer: &str) -> Result<Status, String> {
     serde_json::from_str(answer).map_err(|error| format!("the answer is not understood: {error}"))
 }
 
@@ -175,7 +175,7 @@ fn returned(cluster: &Cluster, name: &str, within: Duration) -> Result<bool, Str
 }
 
 /// SQL cannot make a standby of a primary that runs: somebody on its machine has to.
-fn by_hand(cluster: &Cluster, from: &str, to: &str) -> String {
+pub(super) fn by_hand(cluster: &Cluster, from: &str, to: &str) -> String {
     let address = |name: &str| cluster.nodes.iter().find(|node| &*node.name == name).map(|node| &node.address);
     let (host, port) = match address(to) {
         Some(topology::Address::Tcp(host, port)) => (host.clone(), *port),
@@ -196,7 +196,7 @@ fn by_hand(cluster: &Cluster, from: &str, to: &str) -> String {
     )
 }
 
-fn say(text: &str) {
+pub(super) fn say(text: &str) {
     // whoever does not read on knows enough
     let _ = writeln!(std::io::stdout(), "{text}");
 }

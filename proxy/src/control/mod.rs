@@ -7,11 +7,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 mod command;
+mod failover;
 mod server;
 mod status;
 mod text;
 
 pub use command::{StatusArgs, SwitchoverArgs, status, switchover};
+pub use failover::{FailoverArgs, failover};
 pub(crate) use server::{Control, switch_over};
 
 /// Longest request; a name has 63 bytes at most.
@@ -38,6 +40,8 @@ enum Request {
         /// Whether those that are still open then are ended.
         end_transactions: bool,
     },
+    /// A failover that may lose commits.
+    Failover {},
 }
 
 /// Where the socket of a cluster is.

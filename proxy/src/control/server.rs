@@ -120,6 +120,7 @@ async fn carry_out(request: Request, cluster: &Arc<str>, watch: &Watch) -> Strin
             let verdict = switch_over(watch, to.as_deref(), max_wait, end_transactions).await;
             json(&verdict)
         }
+        Request::Failover {} => json(&ask_settled(watch, Wish::Failover).await),
     }
 }
 

@@ -65,6 +65,9 @@ pub enum Event {
     },
     /// An operator wants another primary. Answer: `Tell`.
     SwitchoverAsked(Switchover),
+    /// An operator wants clients to go on with what the standbys within reach have, although acknowledged commits may be lost.
+    /// Answer: `Tell`.
+    FailoverAsked,
     /// No transaction is open on the primary.
     Quiesced {
         /// The primary.

@@ -154,6 +154,13 @@ impl Fenced {
         }
     }
 
+    /// No proof, but an operator's word that what these standbys lack may be lost; `None` without any. Everything that follows is
+    /// as with a proof: the old primary's term is over, and the one furthest on is chosen.
+    pub(crate) fn concede(term: Term, drained: &BTreeMap<NodeId, Drained>) -> Option<Self> {
+        let fenced: BTreeMap<_, _> = drained.iter().map(|(n, d)| (*n, *d)).filter(|(_, d)| d.term == term).collect();
+        (!fenced.is_empty()).then_some(Self { term, fenced })
+    }
+
     /// Those that hold every acknowledged commit: the ones of the highest rank.
     pub(crate) fn best(&self) -> NodeSet {
         let best = self.fenced.values().map(|d| d.position.rank()).max();

@@ -77,7 +77,7 @@ pub(crate) fn nobody_may(cluster: &Cluster, rule: &Rule) -> Reason {
     let leader = cluster.name(rule.leader);
     reason(
         format!("no standby was there when {leader} acknowledged its last commits, so none may be promoted"),
-        format!("bring {leader} back; only if its commits may be lost, promote another node by hand and adopt it"),
+        format!("bring {leader} back; only if its commits may be lost: `pgsteady failover --accept-data-loss`"),
     )
 }
 
@@ -184,6 +184,15 @@ pub(crate) fn no_bootstrap(why: impl Into<String>, remedy: impl Into<String>) ->
 
 pub(crate) fn not_now(why: &str) -> Reason {
     reason(why, "try again when `pgsteady status` shows nothing amiss")
+}
+
+pub(crate) fn needless(why: &str) -> Reason {
+    reason(why, "`pgsteady switchover` makes another node primary, and loses nothing")
+}
+
+pub(crate) fn nobody_in_reach(cluster: &Cluster, leader: NodeId) -> Reason {
+    let others = cluster.names(cluster.nodes().without(leader));
+    reason("no standby can be reached, so there is nothing to go on with", format!("bring back one of {others}"))
 }
 
 /// What follows each opening of a primary, and each change of its rule, for a moment.

@@ -15,24 +15,40 @@ use crate::switchover::Switchover;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Claiming {
     to: Term,
-    /// For a switchover.
-    plan: Option<Switchover>,
+    why: Why,
+}
+
+/// What the term is claimed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Why {
+    /// The primary is lost.
+    Loss,
+    /// The primary is lost, and an operator gives up what cannot be proven to be kept.
+    Concession,
+    /// An operator wants another primary.
+    Switchover(Switchover),
 }
 
 impl Claiming {
     pub(crate) fn enter(picture: &mut Picture) -> Phase {
         let to = picture.claim(false);
-        Phase::Claiming(Self { to, plan: None })
+        Phase::Claiming(Self { to, why: Why::Loss })
+    }
+
+    /// With an operator's word that commits may be lost.
+    pub(crate) fn for_concession(picture: &mut Picture) -> Phase {
+        let to = picture.claim(false);
+        Phase::Claiming(Self { to, why: Why::Concession })
     }
 
     /// With the primary well: clients are held from here on.
     pub(crate) fn for_switchover(picture: &mut Picture, plan: Switchover) -> Phase {
         let to = picture.claim(true);
-        Phase::Claiming(Self { to, plan: Some(plan) })
+        Phase::Claiming(Self { to, why: Why::Switchover(plan) })
     }
 
     pub(crate) fn is_planned(&self) -> bool {
-        self.plan.is_some()
+        matches!(self.why, Why::Switchover(_))
     }
 
     pub(crate) fn on(self, picture: &mut Picture, event: &Event) -> Phase {
@@ -55,10 +71,11 @@ impl Claiming {
 
     fn claimed(self, picture: &mut Picture) -> Phase {
         let Some(rule) = picture.rule() else { return Suspecting::enter(picture) };
-        match (promoted(picture), self.plan) {
+        match (promoted(picture), self.why) {
             (Some((_, intent)), _) => Committing::finish(picture, self.to, &intent),
-            (None, Some(plan)) => Handing::enter(picture, self.to, &rule, plan),
-            (None, None) => Fencing::enter(picture, self.to, &rule),
+            (None, Why::Switchover(plan)) => Handing::enter(picture, self.to, &rule, plan),
+            (None, Why::Loss) => Fencing::enter(picture, self.to, &rule),
+            (None, Why::Concession) => Fencing::conceded(picture, self.to, &rule),
         }
     }
 }

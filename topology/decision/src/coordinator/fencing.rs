@@ -7,7 +7,7 @@ use super::committing::Committing;
 use super::health::{self, Health};
 use super::picture::Picture;
 use super::promoting::Intending;
-use super::suspecting::{Suspecting, ask_store, promoted};
+use super::suspecting::{Suspecting, ask_store, promoted, standbys};
 use super::undoing::Undoing;
 use crate::action::Action;
 use crate::event::{Event, Obstacle};
@@ -15,7 +15,7 @@ use crate::fence::{Confirmed, Drained, FenceReading, Fenced, Position, Short};
 use crate::node::{Millis, NodeId, NodeSet, Term};
 use crate::reason;
 use crate::record::Rule;
-use crate::switchover::Switchover;
+use crate::switchover::{Switchover, Verdict};
 
 /// How long the fences of a switchover may take.
 const PLANNED: Millis = Millis(3_000);
@@ -26,6 +26,10 @@ pub(crate) struct Fencing {
     term: Term,
     rule: Rule,
     deadline: Millis,
+    /// Who is to be fenced.
+    targets: NodeSet,
+    /// An operator accepts that what the fenced standbys lack is lost.
+    conceded: bool,
     /// Fences and drains without an answer.
     asked: NodeSet,
     retry_at: BTreeMap<NodeId, Millis>,
@@ -42,6 +46,14 @@ impl Fencing {
         Self::begin(picture, term, rule, limit, None)
     }
 
+    /// Of all standbys within reach, also of those for which no commit waited.
+    pub(crate) fn conceded(picture: &mut Picture, term: Term, rule: &Rule) -> Phase {
+        let targets = standbys(picture, rule);
+        let mut state = Self { targets, conceded: true, ..Self::new(picture, term, rule, None) };
+        state.fence_missing(picture);
+        Phase::Fencing(Box::new(state))
+    }
+
     /// Clients wait for it, so it has less time than a failover.
     pub(crate) fn planned(picture: &mut Picture, term: Term, rule: &Rule, plan: Switchover) -> Phase {
         let limit = picture.policy.fence_timeout.min(PLANNED);
@@ -49,19 +61,26 @@ impl Fencing {
     }
 
     fn begin(picture: &mut Picture, term: Term, rule: &Rule, limit: Millis, plan: Option<Switchover>) -> Phase {
-        let mut state = Self {
+        let deadline = picture.now.plus(limit);
+        let mut state = Self { deadline, ..Self::new(picture, term, rule, plan) };
+        state.fence_missing(picture);
+        Phase::Fencing(Box::new(state))
+    }
+
+    fn new(picture: &Picture, term: Term, rule: &Rule, plan: Option<Switchover>) -> Self {
+        Self {
             term,
             rule: *rule,
-            deadline: picture.now.plus(limit),
+            deadline: picture.now.plus(picture.policy.fence_timeout),
+            targets: rule.cohort,
+            conceded: false,
             asked: NodeSet::EMPTY,
             retry_at: BTreeMap::new(),
             confirmed: BTreeMap::new(),
             drained: BTreeMap::new(),
             obstacles: BTreeMap::new(),
             plan,
-        };
-        state.fence_missing(picture);
-        Phase::Fencing(Box::new(state))
+        }
     }
 
     pub(crate) fn on(mut self: Box<Self>, picture: &mut Picture, event: &Event) -> Phase {
@@ -84,8 +103,16 @@ impl Fencing {
                 picture.obstacle = Some(reason::from_the_future(&picture.cluster, node, term));
                 self.give_up(picture)
             }
-            Err(short) => self.go_on(picture, short),
+            Err(short) => match self.concession() {
+                Some(fenced) => Intending::enter(picture, fenced, None),
+                None => self.go_on(picture, short),
+            },
         }
+    }
+
+    /// What there is, once everybody has answered, if that is to be enough.
+    fn concession(&self) -> Option<Fenced> {
+        (self.conceded && self.asked.is_empty()).then(|| Fenced::concede(self.term, &self.drained))?
     }
 
     /// Whom a switchover names has to be among those who hold everything.
@@ -118,12 +145,16 @@ impl Fencing {
         if only_forward(picture) {
             return Suspecting::enter(picture);
         }
-        let fences = self.rule.cohort.iter().map(|node| (node, self.term)).collect();
+        if self.conceded && picture.asked.take().is_some() {
+            let why = picture.obstacle.clone().unwrap_or_else(|| reason::not_now("it was interrupted"));
+            picture.order(Action::Tell(Verdict::Undone(why)));
+        }
+        let fences = self.targets.iter().map(|node| (node, self.term)).collect();
         Undoing::enter(picture, &fences, self.rule.leader)
     }
 
     fn fence_missing(&mut self, picture: &mut Picture) {
-        for node in self.rule.cohort.iter() {
+        for node in self.targets.iter() {
             let waits = self.retry_at.get(&node).is_some_and(|at| picture.now < *at);
             if self.confirmed.contains_key(&node) || self.asked.contains(node) || waits {
                 continue;

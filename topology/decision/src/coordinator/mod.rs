@@ -78,6 +78,9 @@ impl Phase {
         if let Event::SwitchoverAsked(plan) = event {
             return self.switch_over(picture, *plan);
         }
+        if *event == Event::FailoverAsked {
+            return self.fail_over(picture);
+        }
         match self {
             Self::Following(state) => state.on(picture, event),
             Self::Bootstrapping(state) => state.on(picture, event),
@@ -100,6 +103,21 @@ impl Phase {
             Self::Serving(state) => state.switch_over(picture, plan),
             Self::Following(_) => Err((self, reason::managed_by_others())),
             other => Err((other, reason::not_now("there is no primary that serves"))),
+        };
+        begun.unwrap_or_else(|(phase, why)| {
+            picture.order(Action::Tell(Verdict::Refused(why)));
+            phase
+        })
+    }
+
+    /// Begins a failover that may lose commits, if the primary is lost and no other failover is possible.
+    fn fail_over(self, picture: &mut Picture) -> Self {
+        let begun = match self {
+            Self::Suspecting(state) => state.concede(picture),
+            Self::Following(_) => Err((self, reason::managed_by_others())),
+            Self::Serving(_) => Err((self, reason::needless("there is a primary that serves"))),
+            Self::Bootstrapping(_) => Err((self, reason::not_now("no primary was ever adopted here"))),
+            other => Err((other, reason::settling("a failover or a switchover is under way"))),
         };
         begun.unwrap_or_else(|(phase, why)| {
             picture.order(Action::Tell(Verdict::Refused(why)));

@@ -8,6 +8,7 @@ use super::{Phase, bootstrapping::Bootstrapping};
 use crate::action::Action;
 use crate::event::Event;
 use crate::node::{NodeId, NodeSet};
+use crate::reason::{self, Reason};
 use crate::record::{Intent, Rule};
 
 /// Nothing was ordered that would have to be undone.
@@ -32,6 +33,29 @@ impl Suspecting {
             look_again(picture, &rule, event);
         }
         self.decide(picture)
+    }
+
+    /// A failover without the proof that nothing is lost, because an operator says so.
+    pub(crate) fn concede(self, picture: &mut Picture) -> Result<Phase, (Phase, Reason)> {
+        let refuse = |why| Err((Phase::Suspecting(Suspecting), why));
+        let Some(rule) = picture.rule() else { return refuse(reason::not_now("no primary was ever adopted here")) };
+        if let Some(why) = &picture.store_lost {
+            return refuse(reason::store_lost(why));
+        }
+        if !picture.is_coordinator() {
+            return refuse(reason::not_the_coordinator());
+        }
+        if !matches!(health::of_leader(picture, &rule), Health::Lost(_)) {
+            return refuse(reason::settling("whether the primary is lost is not known yet"));
+        }
+        if can_act(picture, &rule) && picture.obstacle.is_none() {
+            return refuse(reason::settling("a failover that loses nothing is possible and will begin"));
+        }
+        if standbys(picture, &rule).is_empty() {
+            return refuse(reason::nobody_in_reach(&picture.cluster, rule.leader));
+        }
+        picture.asked = Some(rule.leader);
+        Ok(Claiming::for_concession(picture))
     }
 
     fn decide(self, picture: &mut Picture) -> Phase {
@@ -95,6 +119,11 @@ fn can_act(picture: &Picture, rule: &Rule) -> bool {
 /// Standbys of the rule that answer.
 pub(crate) fn within_reach(picture: &Picture, rule: &Rule) -> NodeSet {
     picture.nodes_where(|_, report| report.in_recovery).intersection(rule.cohort)
+}
+
+/// Standbys that answer, whether commits waited for them or not.
+pub(crate) fn standbys(picture: &Picture, rule: &Rule) -> NodeSet {
+    picture.nodes_where(|_, report| report.in_recovery).without(rule.leader)
 }
 
 /// The node of the intent, if it was promoted under it: it holds every acknowledged commit, for no fence is undone while

@@ -176,6 +176,15 @@ impl Simulation {
                 self.at(0, Task::Deliver(0, decision::Event::SwitchoverAsked(plan), None), life);
                 Ok(())
             }
+            ["failover"] => {
+                // what nobody has who is there is given up
+                let up: Vec<_> = self.world.nodes.iter().filter(|node| node.power == Power::Up).cloned().collect();
+                self.world.acknowledged.retain(|id| up.iter().any(|node| node.holds(*id)));
+                self.verdicts.clear();
+                let life = self.processes[0].life;
+                self.at(0, Task::Deliver(0, decision::Event::FailoverAsked, None), life);
+                Ok(())
+            }
             ["forget", "orders"] => {
                 self.ordered.clear();
                 Ok(())
