@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh Debian or Ubuntu machine with Rust: `make demo` and `make test`.
 
-.PHONY: help demo test lint doc bench regress pgbouncer compose fuzz clean
+.PHONY: help demo test lint doc guards bench regress pgbouncer compose fuzz clean
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -19,6 +19,10 @@ lint: ## Format and clippy
 
 doc: ## The documentation of the code, in target/doc
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked
+
+guards: ## Each guard of docs/guards.md taken away in a copy: some test has to fail (ten minutes)
+	@tools/install.sh test
+	cargo test --locked -p end-to-end --test guards -- --ignored --nocapture
 
 bench: ## CPU time per transaction beside PgBouncer's, about three minutes; JSON in target/bench.json
 	@tools/install.sh bench
