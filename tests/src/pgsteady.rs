@@ -201,6 +201,28 @@ impl Pgsteady {
         wait_for(&format!("{texts:?} in the log"), LIMIT, found).await;
     }
 
+    /// Runs a command against it: its exit status, and what it said.
+    ///
+    /// # Panics
+    /// When it cannot be run, or was ended by a signal.
+    pub async fn command(&self, arguments: &[&str]) -> (i32, String, String) {
+        let file = self.folder.path().join("pgsteady.toml").display().to_string();
+        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).chain(["-c".to_owned(), file]).collect();
+        let run = move || command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        let output = tokio::task::spawn_blocking(run).await.expect("a command does not panic");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().expect("it ended by itself"), text(&output.stdout), text(&output.stderr))
+    }
+
+    /// What `pgsteady status --json` says of it.
+    ///
+    /// # Panics
+    /// When that is not JSON.
+    pub async fn status(&self) -> serde_json::Value {
+        let (_, out, err) = self.command(&["status", "--json"]).await;
+        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"))
+    }
+
     /// Replaces the configuration file and sends SIGHUP; returns how long the log was before.
     pub fn reload(&self, config: &Config) -> usize {
         let before = self.log().len();

@@ -4,24 +4,14 @@
 use std::time::Duration;
 
 use harness::folder::Folder;
-use harness::pgsteady::{self, Config, Pgsteady};
+use harness::pgsteady::{Config, Pgsteady};
 use harness::postgres::{Cluster, Node, Programs};
 use harness::writers::{self, Writers};
-use serde_json::Value;
 
 /// Time for the test.
 const TEST_S: u64 = 90;
 /// Patience with what follows a command.
 const SOON: Duration = Duration::from_secs(30);
-
-async fn command(pgsteady: &Pgsteady, arguments: &[&str]) -> (i32, String, String) {
-    let file = pgsteady.folder().join("pgsteady.toml").display().to_string();
-    let arguments: Vec<String> = arguments.iter().map(ToString::to_string).chain(["-c".to_owned(), file]).collect();
-    let run = move || pgsteady::command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-    let output = tokio::task::spawn_blocking(run).await.expect("a command does not panic");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().expect("it ended by itself"), text(&output.stdout), text(&output.stderr))
-}
 
 #[test]
 fn clients_wait_until_an_operator_accepts_the_loss() {
@@ -37,11 +27,10 @@ fn clients_wait_until_an_operator_accepts_the_loss() {
         let writers = Writers::start(&pgsteady.endpoint(), 4);
         writers.acknowledged(200, SOON).await;
 
-        let (code, _, err) = command(&pgsteady, &["failover", "--accept-data-loss"]).await;
+        let (code, _, err) = pgsteady.command(&["failover", "--accept-data-loss"]).await;
         assert!(code != 0 && err.contains("there is a primary that serves"), "{code}: {err}");
         let both = || async {
-            let (_, out, _) = command(&pgsteady, &["status", "--json"]).await;
-            let status: Value = serde_json::from_str(&out).expect("JSON");
+            let status = pgsteady.status().await;
             (status["rule"]["standbys"].as_array().map(Vec::len) == Some(2)).then_some(())
         };
         harness::wait_for("both standbys in the rule", SOON, both).await;
@@ -53,13 +42,13 @@ fn clients_wait_until_an_operator_accepts_the_loss() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(writers.so_far(), before, "clients wait");
         assert!(!cluster.nodes[2].is_primary().await, "nobody is promoted without a word");
-        let (code, _, err) = command(&pgsteady, &["failover"]).await;
+        let (code, _, err) = pgsteady.command(&["failover"]).await;
         assert!(
             code != 0 && err.contains("1 of the 2 standbys") && err.contains("--accept-data-loss"),
             "{code}: {err}"
         );
 
-        let (code, out, err) = command(&pgsteady, &["failover", "--accept-data-loss"]).await;
+        let (code, out, err) = pgsteady.command(&["failover", "--accept-data-loss"]).await;
         assert!(code == 0 && out.contains("n3 is the primary now"), "{code}: {out}{err}");
         assert!(out.contains("n1 was last seen at ") && out.contains("pg_rewind"), "{out}");
         writers.acknowledged(100, SOON).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use harness::endpoint::value;
 use harness::etcd::{Etcd, PASSWORD};
 use harness::folder::Folder;
-use harness::pgsteady::{self, Config, Pgsteady};
+use harness::pgsteady::{Config, Pgsteady};
 use harness::postgres::{Cluster, Node, Programs};
 use harness::process;
 use harness::writers::{self, Record, Writers};
@@ -70,7 +70,7 @@ impl Scene {
     }
 
     async fn status(&self, instance: usize) -> Value {
-        status(&self.instances[instance]).await
+        self.instances[instance].status().await
     }
 
     /// Waits until this instance shows a primary with two standbys in its rule, and nothing amiss.
@@ -127,15 +127,6 @@ async fn prepare(cluster: &mut Cluster) {
 fn plain(cluster: &Cluster, store: &Path) -> Config {
     let ports: Vec<u16> = cluster.nodes.iter().map(Node::port).collect();
     Config::cluster(cluster, &ports, store).set("limits.hold_timeout", "60s")
-}
-
-async fn status(pgsteady: &Pgsteady) -> Value {
-    let file = pgsteady.folder().join("pgsteady.toml").display().to_string();
-    let run = move || pgsteady::command(&["status", "--json", "-c", &file]);
-    let output = tokio::task::spawn_blocking(run).await.expect("a command does not panic");
-    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
-        panic!("{error}: {}", String::from_utf8_lossy(&output.stderr));
-    })
 }
 
 fn toml(text: &str) -> toml::Value {
@@ -287,11 +278,11 @@ fn a_second_instance_that_shares_no_store_does_not_act() {
         let writers = Writers::start(&first.endpoint(), WRITERS);
         writers.acknowledged(200, SOON).await;
         let second = Pgsteady::start(&plain(&cluster, stores[1].path())).await;
-        let noticed = || async { (status(&second).await["rivals"] == "n1, n2, n3").then_some(()) };
+        let noticed = || async { (second.status().await["rivals"] == "n1, n2, n3").then_some(()) };
         harness::wait_for("the second notices the first", SOON, noticed).await;
         cluster.nodes[0].kill_tree();
         writers.acknowledged(200, SOON).await;
-        let (one, two) = (status(&first).await, status(&second).await);
+        let (one, two) = (first.status().await, second.status().await);
         assert_eq!((&one["coordinator"], &one["rivals"]), (&Value::Bool(true), &Value::Null), "{one}");
         assert_eq!((&two["coordinator"], &two["primary"]), (&Value::Bool(false), &Value::Null), "{two}");
         assert!(!stores[1].path().join("store").join("main.json").exists(), "it has written a record");
@@ -299,9 +290,9 @@ fn a_second_instance_that_shares_no_store_does_not_act() {
         // when the first one has gone, there is one again
         let term = one["term"].as_u64().expect("a number");
         drop(first);
-        let serves = || async { (status(&second).await["coordinator"] == true).then_some(()) };
+        let serves = || async { (second.status().await["coordinator"] == true).then_some(()) };
         harness::wait_for("the second is alone", SOON, serves).await;
-        let adopted = || async { status(&second).await["term"].as_u64().filter(|now| *now > term) };
+        let adopted = || async { second.status().await["term"].as_u64().filter(|now| *now > term) };
         harness::wait_for("it has adopted the primary", SOON, adopted).await;
         let record = writers.stop().await;
         let primary = cluster.primary(&[0]).await.expect("there is a primary");

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use harness::endpoint::sqlstate;
 use harness::folder::Folder;
-use harness::pgsteady::{self, Config, Pgsteady};
+use harness::pgsteady::{Config, Pgsteady};
 use harness::postgres::{Cluster, Node, Programs};
 use harness::writers::{self, Writers};
 use serde_json::Value;
@@ -38,19 +38,12 @@ impl Scene {
         Self { cluster, pgsteady, store }
     }
 
-    /// Runs a command against the running pgsteady: its exit status, and what it said.
     async fn command(&self, arguments: &[&str]) -> (i32, String, String) {
-        let file = self.pgsteady.folder().join("pgsteady.toml").display().to_string();
-        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).chain(["-c".to_owned(), file]).collect();
-        let run = move || pgsteady::command(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
-        let output = tokio::task::spawn_blocking(run).await.expect("a command does not panic");
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code().expect("it ended by itself"), text(&output.stdout), text(&output.stderr))
+        self.pgsteady.command(arguments).await
     }
 
     async fn status(&self) -> Value {
-        let (_, out, err) = self.command(&["status", "--json"]).await;
-        serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"))
+        self.pgsteady.status().await
     }
 
     /// Waits until this many standbys take part.

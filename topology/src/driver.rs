@@ -144,7 +144,7 @@ impl Driver {
         };
         let is_reading = report.outcome.is_ok();
         self.feed(event);
-        let rival = report.outcome.as_ref().is_ok_and(|reading| reading.rival);
+        let rival = report.outcome.as_ref().is_ok_and(|reading| reading.rival.is_some());
         let told = self.standing.looked(report.node, rival);
         self.stand(told);
         if is_reading {

@@ -15,9 +15,9 @@ use crate::login::Failure;
 const CLASS: u32 = 0x7067_7374;
 
 /// Expression for the least mark of another instance; its parameter is who we are, 0 for somebody who leaves no marks.
-pub(crate) const OTHERS: &str = "\
+pub(crate) const RIVAL: &str = "\
 (SELECT min(objid::bigint) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2 AND classid = 1885827956
-   AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND objid <> $1) AS others";
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND objid <> $1) AS rival";
 
 /// Who an instance is on the nodes: those that share a store are one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Identity {
         Self(low.max(1))
     }
 
-    /// As the parameter of [`OTHERS`].
+    /// As the parameter of [`RIVAL`].
     pub(crate) fn key(self) -> u32 {
         self.0
     }
@@ -65,9 +65,9 @@ impl Mark {
     }
 
     /// Leaves the mark where there is no other, and takes it back where two were left at the same time and the other
-    /// one is less. `others` is what [`OTHERS`] just gave.
-    pub(crate) async fn follow(&mut self, client: &Client, others: Option<u32>) -> Result<(), Failure> {
-        let wanted = match others {
+    /// one is less. `rival` is what [`RIVAL`] just gave.
+    pub(crate) async fn follow(&mut self, client: &Client, rival: Option<u32>) -> Result<(), Failure> {
+        let wanted = match rival {
             _ if self.identity == Identity::NOBODY => false,
             None => true,
             Some(other) => self.is_set && self.identity.0 < other,
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn the_class_is_the_one_that_is_asked_for() {
-        assert!(OTHERS.contains(&format!("classid = {CLASS}\n")));
+        assert!(RIVAL.contains(&format!("classid = {CLASS}\n")));
     }
 
     #[test]

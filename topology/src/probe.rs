@@ -112,10 +112,11 @@ impl Probe {
             // counted before the question leaves: a session that sees this number knows its commit to be older
             let number = self.samples_begun.fetch_add(1, Ordering::AcqRel) + 1;
             match timeout(self.pace.timeout, question.ask(server.client())).await {
-                Ok(Ok((reading, others))) => {
+                Ok(Ok(reading)) => {
                     had_reading = true;
+                    let rival = reading.rival;
                     self.report(begun, number, Ok(reading)).await;
-                    match timeout(self.pace.timeout, mark.follow(server.client(), others)).await {
+                    match timeout(self.pace.timeout, mark.follow(server.client(), rival)).await {
                         Ok(Ok(())) => {}
                         Ok(Err(failure)) => tracing::debug!(%failure, "no mark on the node"),
                         Err(_) => return (Failure::Silent(self.pace.timeout), false),

@@ -7,7 +7,7 @@ use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row, Statement};
 
 use crate::login::Failure;
-use crate::presence::{Identity, OTHERS};
+use crate::presence::{Identity, RIVAL};
 use crate::{Lsn, conninfo};
 
 /// Most walsenders that are looked at; more than a cohort ever has, and a bound on what a node can make us hold.
@@ -60,8 +60,9 @@ pub struct Reading {
     pub walsenders: Vec<Walsender>,
     /// The term row; `None` if there is no table or no row.
     pub term: Option<TermRow>,
-    /// Whether another instance, one that shares no store with us, watches this node to act on it.
-    pub rival: bool,
+    /// The mark of another instance, one that shares no store with us, which watches this node to act on it; the least if there
+    /// are several.
+    pub rival: Option<u32>,
 }
 
 /// One row of `pg_stat_wal_receiver`.
@@ -177,12 +178,12 @@ impl Question {
     async fn variant(client: &Client, identity: Identity, has_term: bool) -> Result<Self, Failure> {
         let term = if has_term { TABLE_PRESENT } else { TABLE_ABSENT };
         let statement =
-            client.prepare(&format!("{EVERYTHING}{OTHERS}, {term}")).await.map_err(|e| Failure::in_answer(&e))?;
+            client.prepare(&format!("{EVERYTHING}{RIVAL}, {term}")).await.map_err(|e| Failure::in_answer(&e))?;
         Ok(Self { statement, has_term, identity })
     }
 
-    /// Asks, for the reading and the mark of another instance; one round trip, and some more when the term's table has just come, gone, or is locked.
-    pub(crate) async fn ask(&mut self, client: &Client) -> Result<(Reading, Option<u32>), Failure> {
+    /// Asks; one round trip, and some more when the term's table has just come, gone, or is locked.
+    pub(crate) async fn ask(&mut self, client: &Client) -> Result<Reading, Failure> {
         let begun = Instant::now();
         let row = match client.query_one(&self.statement, &[&self.identity.key()]).await {
             Ok(row) => row,
@@ -202,12 +203,7 @@ impl Question {
         read(&row, begun)
     }
 
-    async fn ask_for_term(
-        &mut self,
-        client: &Client,
-        begun: Instant,
-        row: &Row,
-    ) -> Result<(Reading, Option<u32>), Failure> {
+    async fn ask_for_term(&mut self, client: &Client, begun: Instant, row: &Row) -> Result<Reading, Failure> {
         let Ok(with_term) = Self::variant(client, self.identity, true).await else { return read(row, begun) };
         let Ok(row_with_term) = client.query_one(&with_term.statement, &[&self.identity.key()]).await else {
             return read(row, begun);
@@ -217,14 +213,14 @@ impl Question {
     }
 }
 
-fn read(row: &Row, begun: Instant) -> Result<(Reading, Option<u32>), Failure> {
+fn read(row: &Row, begun: Instant) -> Result<Reading, Failure> {
     fields(row, begun).map_err(|e| Failure::Answered(format!("the answer is not what was asked for: {e}")))
 }
 
 /// Somebody who does not see the receiver must not conclude that there is none.
 const BLIND: &str = "the monitor's role does not see PostgreSQL's own processes: it needs pg_monitor";
 
-fn fields(row: &Row, begun: Instant) -> Result<(Reading, Option<u32>), Box<dyn std::error::Error + Send + Sync>> {
+fn fields(row: &Row, begun: Instant) -> Result<Reading, Box<dyn std::error::Error + Send + Sync>> {
     let lsn = |name| row.try_get::<_, Option<PgLsn>>(name).map(|lsn| lsn.map(|lsn| Lsn(lsn.into())));
     let number = |name| row.try_get::<_, Option<i64>>(name);
     let conninfo: String = row.try_get("conninfo")?;
@@ -232,8 +228,7 @@ fn fields(row: &Row, begun: Instant) -> Result<(Reading, Option<u32>), Box<dyn s
     let mut walsenders: Vec<Walsender> = walsenders.map_or(Ok(Vec::new()), |json| serde_json::from_str(&json))?;
     walsenders.truncate(MAX_WALSENDERS);
     let term: Option<String> = row.try_get("term")?;
-    let others = number("others")?.and_then(|other| u32::try_from(other).ok());
-    let reading = Reading {
+    Ok(Reading {
         begun,
         took: begun.elapsed(),
         system: row.try_get::<_, i64>("system")?.cast_unsigned(),
@@ -255,9 +250,8 @@ fn fields(row: &Row, begun: Instant) -> Result<(Reading, Option<u32>), Box<dyn s
         synchronous_standby_names: row.try_get("ssn")?,
         walsenders,
         term: term.map(|json| serde_json::from_str(&json)).transpose()?,
-        rival: others.is_some(),
-    };
-    Ok((reading, others))
+        rival: number("rival")?.and_then(|mark| u32::try_from(mark).ok()),
+    })
 }
 
 fn receiver(row: &Row, heard: Option<i64>) -> Result<Option<Receiver>, tokio_postgres::Error> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use decision::{Cluster, Record, Term};
 
-use super::{StoreError, Swap, claim, format};
+use super::{StoreError, Swap, claim, follows, format};
 
 /// A record is some hundred bytes; what is longer is something else.
 const MAX_RECORD_BYTES: u64 = 64 * 1024;
@@ -82,7 +82,7 @@ impl FileStore {
     /// If the store cannot be read or written; then it is open whether the record is stored.
     pub fn publish(&self, record: &Record) -> Result<Swap, StoreError> {
         let stored = self.read()?.unwrap_or_else(Record::empty);
-        if stored.revision.checked_add(1) != Some(record.revision) {
+        if !follows(&stored, record) {
             return Ok(Swap::Refused(stored));
         }
         self.replace(record)

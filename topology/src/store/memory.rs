@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use decision::{Record, Term};
 
-use super::{Swap, claim};
+use super::{Swap, claim, follows};
 
 /// The memory store.
 #[derive(Debug, Default)]
@@ -20,7 +20,7 @@ impl MemoryStore {
     }
 
     pub(super) fn publish(&self, record: &Record) -> Swap {
-        self.swap(|stored| (stored.revision.checked_add(1) == Some(record.revision)).then(|| record.clone()))
+        self.swap(|stored| follows(stored, record).then(|| record.clone()))
     }
 
     fn swap(&self, next: impl FnOnce(&Record) -> Option<Record>) -> Swap {

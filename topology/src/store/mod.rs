@@ -171,6 +171,11 @@ pub enum Swap {
     Refused(Record),
 }
 
+/// Whether `record` may be written over what is stored.
+pub(crate) fn follows(stored: &Record, record: &Record) -> bool {
+    stored.revision.checked_add(1) == Some(record.revision)
+}
+
 /// A claim, as the record that it makes of another one; `None` if the claimed term there is not `from`.
 pub(crate) fn claim(stored: &Record, from: Term, to: Term, handover: bool) -> Option<Record> {
     if stored.claimed != from || to <= from {

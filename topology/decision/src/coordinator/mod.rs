@@ -5,7 +5,7 @@ use crate::action::Action;
 use crate::event::Event;
 use crate::node::{Millis, NodeId};
 use crate::policy::{Cluster, Managed, Policy};
-use crate::reason;
+use crate::reason::{self, Reason};
 use crate::record::Record;
 use crate::switchover::{Switchover, Verdict};
 use crate::view::View;
@@ -104,10 +104,7 @@ impl Phase {
             Self::Following(_) => Err((self, reason::managed_by_others())),
             other => Err((other, reason::not_now("there is no primary that serves"))),
         };
-        begun.unwrap_or_else(|(phase, why)| {
-            picture.order(Action::Tell(Verdict::Refused(why)));
-            phase
-        })
+        Self::or_refused(begun, picture)
     }
 
     /// Begins a failover that may lose commits, if the primary is lost and no other failover is possible.
@@ -119,6 +116,11 @@ impl Phase {
             Self::Bootstrapping(_) => Err((self, reason::not_now("no primary was ever adopted here"))),
             other => Err((other, reason::settling("a failover or a switchover is under way"))),
         };
+        Self::or_refused(begun, picture)
+    }
+
+    /// What an operator's request has become; or nothing, and he is told why.
+    fn or_refused(begun: Result<Self, (Self, Reason)>, picture: &mut Picture) -> Self {
         begun.unwrap_or_else(|(phase, why)| {
             picture.order(Action::Tell(Verdict::Refused(why)));
             phase

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::{StoreError, Swap, claim, format};
+use super::{StoreError, Swap, claim, follows, format};
 use crate::Secret;
 
 mod http;
@@ -162,7 +162,7 @@ impl EtcdStore {
     /// If etcd cannot be asked; then it is open whether the record is stored.
     pub async fn publish(&self, record: &Record) -> Result<Swap, StoreError> {
         let stored = self.stored().await?;
-        if stored.record.revision.checked_add(1) != Some(record.revision) {
+        if !follows(&stored.record, record) {
             return Ok(Swap::Refused(stored.record));
         }
         self.replace(&stored, record.clone()).await
