@@ -31,6 +31,8 @@ Examples:
   pgsteady status                       show the running pgsteady's clusters, and the latest failovers
   pgsteady switchover --to n2           make n2 the primary
   pgsteady failover                     what to do when a failover is short of standbys
+  pgsteady drill postgres://me@localhost:6432/app
+                                        switch over under load, and report what it cost
   pgsteady dev                          a primary and two standbys to play with; nothing is left afterwards
   pgsteady dev --drill 3                kill -9 its primary three times under load, and report
   psql 'host=localhost port=6432 dbname=app user=me'
@@ -62,6 +64,8 @@ enum Command {
     Switchover(control::SwitchoverArgs),
     /// Go on after a loss from which no standby is proven to have everything: the one command that may lose commits.
     Failover(control::FailoverArgs),
+    /// Change or lose the primary of your own cluster under load, and report the write pause and what was lost.
+    Drill(control::DrillArgs),
     /// Print a reference page as Markdown.
     Docs(DocsArgs),
 }
@@ -123,6 +127,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => asked(control::status(&args, load)),
         Command::Switchover(args) => asked(control::switchover(&args, load)),
         Command::Failover(args) => asked(control::failover(&args, load)),
+        Command::Drill(args) => asked(control::drill(&args, load)),
         Command::Import(ImportArgs { file }) => match pgbouncer::import(&file) {
             Ok(text) => {
                 print!("{text}");

@@ -12,6 +12,7 @@ mod console;
 pub mod control;
 mod counts;
 pub mod dev;
+mod drill;
 mod entry;
 pub mod error;
 mod housekeeping;

@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -118,12 +119,12 @@ pub(super) fn told_why_not(verdict: &Verdict, json: bool) -> Result<bool, String
     Ok(false)
 }
 
-pub(super) fn chosen<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c Cluster, String> {
+pub(super) fn chosen<'c>(config: &'c Config, name: Option<&str>) -> Result<&'c Arc<Cluster>, String> {
     let names = || config.clusters.keys().map(|name| &**name).collect::<Vec<_>>().join(", ");
     match (name, config.clusters.len()) {
         (Some(name), _) => {
             let found = config.clusters.get(name);
-            found.map(|cluster| &**cluster).ok_or_else(|| format!("there is no cluster {name:?}; there is {}", names()))
+            found.ok_or_else(|| format!("there is no cluster {name:?}; there is {}", names()))
         }
         (None, 0) => Err(format!("{} has no cluster", config.file.display())),
         (None, 1) => Ok(config.clusters.values().next().expect("there is one")),
@@ -174,14 +175,18 @@ fn returned(cluster: &Cluster, name: &str, within: Duration) -> Result<bool, Str
     }
 }
 
-/// SQL cannot make a standby of a primary that runs: somebody on its machine has to.
-pub(super) fn by_hand(cluster: &Cluster, from: &str, to: &str) -> String {
-    let address = |name: &str| cluster.nodes.iter().find(|node| &*node.name == name).map(|node| &node.address);
-    let (host, port) = match address(to) {
+/// Host, or folder of the Unix socket, and port of a node.
+pub(super) fn address_of(cluster: &Cluster, name: &str) -> (String, u16) {
+    match cluster.nodes.iter().find(|node| &*node.name == name).map(|node| &node.address) {
         Some(topology::Address::Tcp(host, port)) => (host.clone(), *port),
         Some(topology::Address::Unix(folder, port)) => (folder.display().to_string(), *port),
-        None => (to.to_owned(), 5432),
-    };
+        None => (name.to_owned(), 5432),
+    }
+}
+
+/// SQL cannot make a standby of a primary that runs: somebody on its machine has to.
+pub(super) fn by_hand(cluster: &Cluster, from: &str, to: &str) -> String {
+    let (host, port) = address_of(cluster, to);
     let user = &cluster.replication.user;
     let source = format!("host={host} port={port} user={user} application_name={from}");
     format!(

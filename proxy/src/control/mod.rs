@@ -7,12 +7,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 mod command;
+mod drill;
 mod failover;
 mod server;
 mod status;
 mod text;
 
 pub use command::{StatusArgs, SwitchoverArgs, status, switchover};
+pub use drill::{DrillArgs, drill};
 pub use failover::{FailoverArgs, failover};
 pub(crate) use server::{Control, switch_over};
 

@@ -146,6 +146,17 @@ impl Cluster {
         Upstream::trusting(self.addresses[node].clone(), SUPERUSER)
     }
 
+    /// The same for a client: what is counted there was not told by the proxy.
+    pub(super) fn direct(&self, node: usize) -> tokio_postgres::Config {
+        let mut place = tokio_postgres::Config::new();
+        place.user(SUPERUSER).dbname("postgres");
+        match &self.addresses[node] {
+            Address::Tcp(host, port) => place.host(host).port(*port),
+            Address::Unix(folder, port) => place.host_path(folder).port(*port),
+        };
+        place
+    }
+
     /// What a client connects to.
     pub(super) fn url(&self) -> String {
         format!("postgresql://{SUPERUSER}@127.0.0.1:{}/postgres", self.port)

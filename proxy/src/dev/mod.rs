@@ -10,15 +10,14 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 mod cluster;
-mod drill;
 mod front;
 mod keeper;
-mod load;
-mod report;
+mod kills;
 
 use cluster::Cluster;
 use front::Front;
-use load::{KILL_FOLLOWS, Load};
+
+use crate::drill::{KILL_FOLLOWS, Load};
 
 /// What `pgsteady dev` is told.
 #[derive(Debug, Clone, Args)]
@@ -105,7 +104,7 @@ async fn work(args: &DevArgs, place: &mut Option<Cluster>) -> Result<ExitCode, S
     cluster.make().await.map_err(|error| error.to_string())?;
     let front = Front::start(&cluster.configuration()?, &cluster.configuration_file())?;
     cluster.keep_nodes(&front.watch);
-    drill::until_whole(&front.watch, cluster).await?;
+    kills::until_whole(&front.watch, cluster).await?;
     say(&format!("ready after {:.1} s", started.elapsed().as_secs_f64()));
     say(&format!("connect with: {}", cluster.url()));
     let file = cluster.configuration_file();
@@ -115,14 +114,14 @@ async fn work(args: &DevArgs, place: &mut Option<Cluster>) -> Result<ExitCode, S
         result(&cluster.url());
         let _load = match clients {
             0 => None,
-            clients => Some(Load::start(cluster.url(), clients).await?),
+            clients => Some(load(cluster, clients).await?),
         };
         say("kill -9 any of its PostgreSQL processes and watch; Ctrl-C ends and removes everything");
         return std::future::pending().await;
     };
-    let load = Load::start(cluster.url(), clients.max(1)).await?;
+    let load = load(cluster, clients.max(1)).await?;
     tokio::time::sleep(KILL_FOLLOWS).await;
-    let report = drill::run(kills, load, cluster, &front).await?;
+    let report = kills::run(kills, load, cluster, &front).await?;
     report.errors().iter().for_each(|line| say(line));
     if args.json {
         result(&report.json());
@@ -130,6 +129,13 @@ async fn work(args: &DevArgs, place: &mut Option<Cluster>) -> Result<ExitCode, S
         result(&report.table());
     }
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) })
+}
+
+async fn load(cluster: &Cluster, clients: u16) -> Result<Load, String> {
+    let place = cluster.url().parse().expect("our own connection string is one");
+    let load = Load::start(&place, clients).await?;
+    say(&format!("{clients} clients write all the time"));
+    Ok(load)
 }
 
 /// Whatever asks us to end.

@@ -1,15 +1,13 @@
-//! Drills: kill the primary under load, wait until the cluster is whole again, and in the end compare.
+//! `pgsteady dev --drill`: kill the primary under load, wait until the cluster is whole again, and in the end compare.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use topology::{Role, Topology, Watch};
 
 use super::cluster::Cluster;
 use super::front::Front;
-use super::load::{KILL_FOLLOWS, Load, TABLE};
-use super::report::{Failover, Moments, Report};
 use super::say;
+use crate::drill::{Failover, KILL_FOLLOWS, Load, Moments, Report, rows};
 
 /// Bound on the cluster being whole: a primary, and all others streaming from it.
 const WHOLE: Duration = Duration::from_secs(180);
@@ -35,7 +33,9 @@ pub(super) async fn run(kills: u16, load: Load, cluster: &Cluster, front: &Front
         tokio::time::sleep(KILL_FOLLOWS).await;
     }
     let records = load.stop().await;
-    let found = rows(cluster, &front.watch.now()).await?;
+    // past the proxy
+    let primary = front.watch.now().primary.ok_or("there is no primary in the end")?;
+    let found = rows(&cluster.direct(primary)).await?;
     Ok(Report::new(&moments, &records, &found))
 }
 
@@ -77,13 +77,4 @@ async fn streaming(cluster: &Cluster, topology: &Topology) -> Option<usize> {
         "select count(*) from pg_stat_replication where state = 'streaming' and sync_state in ('sync', 'quorum')";
     let count: i64 = client.query_one(asked, &[]).await.ok()?.get(0);
     usize::try_from(count).ok()
-}
-
-/// How often each row is there, as the primary says, past the proxy.
-async fn rows(cluster: &Cluster, topology: &Topology) -> Result<HashMap<(i32, i64), i64>, String> {
-    let primary = topology.primary.ok_or("there is no primary in the end")?;
-    let client = cluster.upstream(primary).connect().await.map_err(|error| error.to_string())?;
-    let asked = format!("select client, number, count(*) from {TABLE} group by client, number");
-    let rows = client.query(&asked, &[]).await.map_err(|error| format!("count the rows: {error}"))?;
-    Ok(rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect())
 }

@@ -3,39 +3,39 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use openssl::ssl::{SslConnector, SslMethod, SslVerifyMode};
+use postgres_openssl::MakeTlsConnector;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, NoTls, Statement};
-
-use super::say;
+use tokio_postgres::{Client, Config, Statement};
 
 /// The clients, at work.
-pub(super) struct Load {
+pub(crate) struct Load {
     clients: JoinSet<Record>,
     stop: watch::Sender<bool>,
 }
 
 /// What one client saw.
 #[derive(Debug, Default)]
-pub(super) struct Record {
-    pub(super) client: i32,
+pub(crate) struct Record {
+    pub(crate) client: i32,
     /// Rows whose commit was acknowledged, and when; in the order of time.
-    pub(super) acknowledged: Vec<(i64, Instant)>,
+    pub(crate) acknowledged: Vec<(i64, Instant)>,
     /// Rows whose commit was answered with "unknown", or not at all.
-    pub(super) in_doubt: Vec<i64>,
+    pub(crate) in_doubt: Vec<i64>,
     /// How often its connection was lost.
-    pub(super) dropped: u64,
+    pub(crate) dropped: u64,
     /// Other errors by their text, and how often.
-    pub(super) errors: BTreeMap<String, u64>,
+    pub(crate) errors: BTreeMap<String, u64>,
     /// When it stopped.
-    pub(super) stopped: Option<Instant>,
+    pub(crate) stopped: Option<Instant>,
 }
 
 /// Table of the load.
-pub(super) const TABLE: &str = "pgsteady_dev_load";
+pub(crate) const TABLE: &str = "pgsteady_drill";
 /// Load before the first kill, and between the cluster being whole again and the next.
-pub(super) const KILL_FOLLOWS: Duration = Duration::from_secs(1);
+pub(crate) const KILL_FOLLOWS: Duration = Duration::from_secs(1);
 /// Longer than any hold: a client that waits for longer counts as dropped.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Rows that one client notes (24 bytes each); then it stops.
@@ -47,30 +47,36 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 impl Load {
     /// Makes the table and lets the clients in.
-    pub(super) async fn start(url: String, clients: u16) -> Result<Self, String> {
+    pub(crate) async fn start(place: &Config, clients: u16) -> Result<Self, String> {
         let failed = |error: tokio_postgres::Error| format!("the load does not start: {}", text(&error));
-        let client = connect(&url).await.map_err(failed)?;
+        let client = connect(place).await.map_err(failed)?;
         let table = format!("create table {TABLE} (client int not null, number bigint not null)");
-        client.batch_execute(&table).await.map_err(failed)?;
+        match client.batch_execute(&table).await {
+            Err(error) if error.code() == Some(&SqlState::DUPLICATE_TABLE) => {
+                return Err(format!(
+                    "the table {TABLE} is there already: another drill is at work, or one was killed; if none is: DROP TABLE {TABLE}"
+                ));
+            }
+            made => made.map_err(failed)?,
+        }
         let (stop, stopped) = watch::channel(false);
         let mut set = JoinSet::new();
         for number in 0..i32::from(clients) {
-            let writer = Writer { url: url.clone(), record: Record { client: number, ..Record::default() } };
+            let writer = Writer { place: place.clone(), record: Record { client: number, ..Record::default() } };
             set.spawn(writer.work(stopped.clone()));
         }
-        say(&format!("{clients} clients write all the time"));
         Ok(Self { clients: set, stop })
     }
 
     /// Ends it after the statements that are under way.
-    pub(super) async fn stop(self) -> Vec<Record> {
+    pub(crate) async fn stop(self) -> Vec<Record> {
         let _ = self.stop.send(true);
         self.clients.join_all().await
     }
 }
 
 struct Writer {
-    url: String,
+    place: Config,
     record: Record,
 }
 
@@ -103,7 +109,7 @@ impl Writer {
 
     async fn connected(&mut self) -> Option<(Client, Statement)> {
         let open = async {
-            let client = connect(&self.url).await?;
+            let client = connect(&self.place).await?;
             let insert = client.prepare(&format!("insert into {TABLE} values ($1, $2)")).await?;
             Ok((client, insert))
         };
@@ -195,13 +201,16 @@ fn outcome(client: &Client, error: &tokio_postgres::Error, may_be_committed: boo
     }
 }
 
-async fn connect(url: &str) -> Result<Client, tokio_postgres::Error> {
-    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+/// Connects; certificates are not looked at, as libpq does with `sslmode=prefer` and `require`.
+pub(crate) async fn connect(place: &Config) -> Result<Client, tokio_postgres::Error> {
+    let mut tls = SslConnector::builder(SslMethod::tls_client()).expect("OpenSSL has TLS");
+    tls.set_verify(SslVerifyMode::NONE);
+    let (client, connection) = place.connect(MakeTlsConnector::new(tls.build())).await?;
     tokio::spawn(connection);
     Ok(client)
 }
 
-fn text(error: &tokio_postgres::Error) -> String {
+pub(crate) fn text(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => format!("{} {}", db.code().code(), db.message()),
         None => match std::error::Error::source(error) {

@@ -9,9 +9,9 @@ use topology::FailoverRecord;
 
 use super::load::Record;
 
-/// One kill of the primary.
+/// One loss or change of the primary.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Drill {
+pub(crate) struct Drill {
     /// From the kill until the monitor had decided that the primary is lost. `None`: it has no record of this failover.
     detect_ms: Option<u64>,
     /// From there until enough standbys were fenced and the best of them was chosen.
@@ -24,7 +24,7 @@ pub(super) struct Drill {
 
 /// All of it.
 #[derive(Debug, Serialize)]
-pub(super) struct Report {
+pub(crate) struct Report {
     drills: Vec<Drill>,
     /// Commits acknowledged.
     acknowledged: u64,
@@ -44,17 +44,18 @@ pub(super) struct Report {
 
 /// Moments of one drill.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Moments {
-    pub(super) killed: Instant,
+pub(crate) struct Moments {
+    /// The primary was killed, or another one was asked for.
+    pub(crate) killed: Instant,
     /// The cluster was whole again.
-    pub(super) whole: Instant,
+    pub(crate) whole: Instant,
     /// As the monitor recorded it.
-    pub(super) failover: Option<Failover>,
+    pub(crate) failover: Option<Failover>,
 }
 
 /// The steps of a failover, one after the other.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Failover {
+pub(crate) struct Failover {
     detect: Duration,
     fence: Duration,
     promote: Duration,
@@ -62,7 +63,7 @@ pub(super) struct Failover {
 
 impl Failover {
     /// Its steps, counted from the kill rather than from the first sign that the monitor had.
-    pub(super) fn of(record: &FailoverRecord, killed: SystemTime) -> Self {
+    pub(crate) fn of(record: &FailoverRecord, killed: SystemTime) -> Self {
         let detect = record.detected_at.duration_since(killed).unwrap_or_default();
         Self { detect, fence: record.fence, promote: record.promote + record.open }
     }
@@ -70,7 +71,7 @@ impl Failover {
 
 impl Report {
     /// Compares what was acknowledged with what is there: how often each row (client, number) was found.
-    pub(super) fn new(moments: &[Moments], records: &[Record], found: &HashMap<(i32, i64), i64>) -> Self {
+    pub(crate) fn new(moments: &[Moments], records: &[Record], found: &HashMap<(i32, i64), i64>) -> Self {
         let drill = |moments: &Moments| Drill {
             detect_ms: moments.failover.map(|failover| millis(failover.detect)),
             fence_ms: moments.failover.map(|failover| millis(failover.fence)),
@@ -103,20 +104,20 @@ impl Report {
     }
 
     /// Nothing acknowledged was lost or done twice, and no client was dropped.
-    pub(super) fn is_clean(&self) -> bool {
+    pub(crate) fn is_clean(&self) -> bool {
         self.lost == 0 && self.repeated == 0 && self.dropped == 0 && self.acknowledged > 0
     }
 
     /// One JSON object.
-    pub(super) fn json(&self) -> String {
+    pub(crate) fn json(&self) -> String {
         serde_json::to_string(self).expect("numbers and lists can be written as JSON")
     }
 
     /// For people.
-    pub(super) fn table(&self) -> String {
+    pub(crate) fn table(&self) -> String {
         let cell = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
         let mut text =
-            format!("{:>5} {:>10} {:>10} {:>10} {:>10}\n", "kill", "detect ms", "fence ms", "promote ms", "hold ms");
+            format!("{:>5} {:>10} {:>10} {:>10} {:>10}\n", "drill", "detect ms", "fence ms", "promote ms", "hold ms");
         for (index, drill) in self.drills.iter().enumerate() {
             let (detect, fence, promote) = (cell(drill.detect_ms), cell(drill.fence_ms), cell(drill.promote_ms));
             let _ = writeln!(text, "{:>5} {detect:>10} {fence:>10} {promote:>10} {:>10}", index + 1, drill.hold_ms);
@@ -135,7 +136,7 @@ impl Report {
     }
 
     /// Errors that clients saw, one a line; they are no part of the result.
-    pub(super) fn errors(&self) -> Vec<String> {
+    pub(crate) fn errors(&self) -> Vec<String> {
         self.errors.iter().map(|(error, count)| format!("clients saw {count} times: {error}")).collect()
     }
 }
