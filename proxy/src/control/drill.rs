@@ -130,7 +130,8 @@ impl Drill<'_> {
         let after = after.ok_or_else(|| format!("no new primary within {:?}", self.args.within))?;
         let now = after.primary.clone().unwrap_or_default();
         progress(&format!("{now} is the primary (term {})", after.term));
-        let record = |record: &&FailoverRecord| record.detected_at >= at;
+        // by the term: what is read from the status has its time in whole milliseconds, so it can lie before `at`
+        let record = |record: &&FailoverRecord| record.term > before.term;
         let failover = after.failovers.iter().find(record).map(|record| Failover::of(record, at));
         match self.until(&is_whole).await? {
             Some(_) => progress(&format!("whole again after {:.1} s", killed.elapsed().as_secs_f64())),
