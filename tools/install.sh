@@ -27,6 +27,8 @@ case $purpose in
         need libpostgresql-jdbc-java has_file '/usr/share/java/postgresql.jar'
         need etcd-server command -v etcd
         need etcd-client command -v etcdctl
+        need iproute2 command -v tc
+        need nftables has_file '/usr/sbin/nft'
         ;;
     compose)
         need debootstrap command -v debootstrap

@@ -1,4 +1,4 @@
-//! A real etcd of one member, in the clear or with TLS and password; ended and removed when dropped.
+//! A real etcd of one member or several, in the clear or with TLS and password; ended and removed when dropped.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 
 use crate::certificates::Certificate;
 use crate::folder::Folder;
+use crate::host::Host;
 use crate::port::Port;
 use crate::process;
 
@@ -17,12 +18,16 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// The password of etcd's root and of `steady` there.
 pub const PASSWORD: &str = "etcd-secret";
 
-/// The member.
+/// One member.
 #[derive(Debug)]
 pub struct Etcd {
     process: Option<Child>,
+    name: String,
+    host: Host,
     port: Port,
     peer: Port,
+    /// All members and where they reach each other, as etcd takes it.
+    members: String,
     folder: Folder,
     tls: Option<PathBuf>,
 }
@@ -30,17 +35,40 @@ pub struct Etcd {
 impl Etcd {
     /// In the clear, for everybody.
     pub async fn start() -> Self {
-        let mut etcd =
-            Self { process: None, port: Port::new(), peer: Port::new(), folder: Folder::new("etcd"), tls: None };
-        etcd.restart().await;
-        etcd
+        Self::on(&[Host::here()]).await.remove(0)
+    }
+
+    /// One member on each of these hosts, in the clear, for everybody.
+    pub async fn on(hosts: &[Host]) -> Vec<Self> {
+        let mut members = Self::prepare(hosts);
+        members.iter_mut().for_each(Self::launch);
+        for member in &mut members {
+            member.answers().await;
+        }
+        members
+    }
+
+    fn prepare(hosts: &[Host]) -> Vec<Self> {
+        let member = |(host, number): (&Host, usize)| Self {
+            process: None,
+            name: format!("e{number}"),
+            host: host.clone(),
+            port: Port::new(),
+            peer: Port::new(),
+            members: String::new(),
+            folder: Folder::new("etcd"),
+            tls: None,
+        };
+        let mut members: Vec<Self> = hosts.iter().zip(1..).map(member).collect();
+        let all: Vec<String> = members.iter().map(|member| format!("{}={}", member.name, member.peer())).collect();
+        members.iter_mut().for_each(|member| member.members = all.join(","));
+        members
     }
 
     /// With TLS, and for the users `root` and `steady` alone; `steady` may use what begins with `/pgsteady/`.
     pub async fn guarded() -> Self {
         let authority = Certificate::authority("etcd's authority");
-        let mut etcd =
-            Self { process: None, port: Port::new(), peer: Port::new(), folder: Folder::new("etcd"), tls: None };
+        let mut etcd = Self::prepare(&[Host::here()]).remove(0);
         let (certificate, key) = authority.sign("localhost").write(&etcd.folder, "etcd");
         drop((certificate, key));
         let (ca, _) = authority.write(&etcd.folder, "ca");
@@ -61,9 +89,19 @@ impl Etcd {
     #[must_use]
     pub fn endpoint(&self) -> String {
         match &self.tls {
-            None => format!("http://127.0.0.1:{}", self.port.number()),
+            None => format!("http://{}:{}", self.host.address(), self.port.number()),
             Some(_) => format!("https://localhost:{}", self.port.number()),
         }
+    }
+
+    fn peer(&self) -> String {
+        format!("http://{}:{}", self.host.address(), self.peer.number())
+    }
+
+    /// Where it runs.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     /// The authority that signed its certificate.
@@ -77,27 +115,49 @@ impl Etcd {
     /// # Panics
     /// When it ends instead.
     pub async fn restart(&mut self) {
+        self.launch();
+        self.answers().await;
+    }
+
+    /// Starts it on what it had before, without waiting.
+    ///
+    /// # Panics
+    /// When it runs.
+    pub fn launch(&mut self) {
         assert!(self.process.is_none(), "it runs");
-        let log = File::options().create(true).append(true).open(self.folder.path().join("log")).expect("a log");
-        let peer = format!("http://127.0.0.1:{}", self.peer.number());
+        let log = File::options().create(true).append(true).open(self.log_path()).expect("a log");
         let mut command = process::bound_to_us(Path::new("/usr/bin/etcd"));
-        command.args(["--name", "m", "--data-dir"]).arg(self.folder.path().join("data"));
+        command.args(["--name", &self.name, "--data-dir"]).arg(self.folder.path().join("data"));
         command.args(["--listen-client-urls", &self.endpoint().replace("localhost", "127.0.0.1")]);
         command.args(["--advertise-client-urls", &self.endpoint()]);
-        command.args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer]);
-        command.args(["--initial-cluster", &format!("m={peer}")]);
+        command.args(["--listen-peer-urls", &self.peer(), "--initial-advertise-peer-urls", &self.peer()]);
+        command.args(["--initial-cluster", &self.members]);
         if self.tls.is_some() {
             command.arg("--cert-file").arg(self.folder.path().join("etcd.crt"));
             command.arg("--key-file").arg(self.folder.path().join("etcd.key"));
         }
         command.stdin(Stdio::null()).stdout(log.try_clone().expect("a file can be opened twice")).stderr(log);
-        let mut started = command.spawn().expect("etcd can be run: package etcd-server");
-        let file = self.folder.path().join("log");
-        process::listens(&mut started, self.port.number(), LIMIT, || {
-            std::fs::read_to_string(&file).unwrap_or_default()
-        })
-        .await;
-        self.process = Some(started);
+        self.process = Some(self.host.inside(|| command.spawn()).expect("etcd can be run: package etcd-server"));
+    }
+
+    /// Waits until it answers, which it does when it knows a leader.
+    ///
+    /// # Panics
+    /// When it ends instead.
+    pub async fn answers(&mut self) {
+        let (address, file) = ((self.host.address(), self.port.number()).into(), self.log_path());
+        let process = self.process.as_mut().expect("it runs");
+        process::listens(process, address, LIMIT, || std::fs::read_to_string(&file).unwrap_or_default()).await;
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    /// Whether it was started and not ended since.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
     }
 
     /// As if its machine had gone.

@@ -9,6 +9,7 @@ pub mod certificates;
 pub mod endpoint;
 pub mod etcd;
 pub mod folder;
+pub mod host;
 pub mod pgbouncer;
 pub mod pgsteady;
 pub mod port;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::time::Duration;
@@ -39,7 +40,7 @@ impl PgBouncer {
         let mut started = Self { process: launch(&file, &[]), port, folder };
         let (port, log) = (started.port(), started.folder.path().join("log"));
         let log = || fs::read_to_string(&log).unwrap_or_default();
-        process::listens(&mut started.process, port, LIMIT, log).await;
+        process::listens(&mut started.process, (Ipv4Addr::LOCALHOST, port).into(), LIMIT, log).await;
         started
     }
 

@@ -1,6 +1,7 @@
 //! The program under test: its configuration, its process, its log.
 
 use std::fs::{self, File};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -11,6 +12,7 @@ use toml::{Table, Value};
 
 use crate::endpoint::Endpoint;
 use crate::folder::Folder;
+use crate::host::Host;
 use crate::port::Port;
 use crate::postgres::{Cluster, Node};
 use crate::{process, wait_for};
@@ -50,7 +52,7 @@ impl Config {
     #[must_use]
     pub fn cluster(cluster: &Cluster, ports: &[u16], folder: &Path) -> Self {
         let node = |(node, port): (&Node, &u16)| {
-            let fields = [("name", node.name.as_str().into()), ("host", "127.0.0.1".into())];
+            let fields = [("name", node.name.as_str().into()), ("host", node.address().to_string().into())];
             let port = ("port", Value::Integer(i64::from(*port)));
             Value::Table(fields.into_iter().chain([port]).map(|(key, value)| (key.to_owned(), value)).collect())
         };
@@ -133,7 +135,8 @@ pub fn command(arguments: &[&str]) -> Output {
 /// A running pgsteady; killed when dropped.
 #[derive(Debug)]
 pub struct Pgsteady {
-    process: Child,
+    process: Option<Child>,
+    host: Host,
     port: Port,
     folder: Folder,
 }
@@ -144,22 +147,59 @@ impl Pgsteady {
     /// # Panics
     /// When it ends instead; its log is shown.
     pub async fn start(config: &Config) -> Self {
-        let folder = Folder::new("p");
-        let port = Port::new();
-        let log = File::create(folder.path().join("log")).expect("a log can be made");
-        let errors = log.try_clone().expect("a file can be opened twice");
-        let file = write(&folder, &port, config);
-        let mut command = process::bound_to_us(&program());
-        command.arg("run").arg("-c").arg(file).stdin(Stdio::null()).stdout(log).stderr(errors);
-        let process = command.spawn().expect("pgsteady can be run");
-        let mut started = Self { process, port, folder };
-        let (port, log) = (started.port(), started.folder.path().join("log"));
-        let log = || fs::read_to_string(&log).unwrap_or_default();
-        process::listens(&mut started.process, port, LIMIT, log).await;
+        Self::start_on(&Host::here(), config).await
+    }
+
+    /// The same on a host.
+    ///
+    /// # Panics
+    /// As [`Pgsteady::start`].
+    pub async fn start_on(host: &Host, config: &Config) -> Self {
+        let mut started = Self { process: None, host: host.clone(), port: Port::new(), folder: Folder::new("p") };
+        started.configure(config);
+        started.restart().await;
         started
     }
 
+    /// Starts it again after [`Pgsteady::kill`], where it was and with the same configuration.
+    ///
+    /// # Panics
+    /// When it runs already, or ends instead; its log is shown.
+    pub async fn restart(&mut self) {
+        assert!(self.process.is_none(), "it runs");
+        let path = self.folder.path().join("log");
+        let log = File::options().create(true).append(true).open(&path).expect("a log can be opened");
+        let errors = log.try_clone().expect("a file can be opened twice");
+        let mut command = process::bound_to_us(&program());
+        command.arg("run").arg("-c").arg(self.folder.path().join("pgsteady.toml"));
+        command.stdin(Stdio::null()).stdout(log).stderr(errors);
+        let mut process = self.host.inside(|| command.spawn()).expect("pgsteady can be run");
+        let log = || fs::read_to_string(&path).unwrap_or_default();
+        process::listens(&mut process, self.address(), LIMIT, log).await;
+        self.process = Some(process);
+    }
+
+    /// Whether it was started and not ended since.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// As if its machine had gone.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
     /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        (self.host.address(), self.port()).into()
+    }
+
+    /// The port of that.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port.number()
@@ -168,16 +208,16 @@ impl Pgsteady {
     /// Its process number.
     ///
     /// # Panics
-    /// Never: process numbers are small.
+    /// When it does not run.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        i32::try_from(self.process.id()).expect("process numbers are small")
+        i32::try_from(self.process.as_ref().expect("pgsteady runs").id()).expect("process numbers are small")
     }
 
     /// Where `app` connects to.
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
-        Endpoint::app(self.port())
+        Endpoint { host: self.host.address().to_string(), ..Endpoint::app(self.port()) }
     }
 
     /// A folder that goes when it does.
@@ -223,10 +263,17 @@ impl Pgsteady {
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"))
     }
 
+    fn configure(&self, config: &Config) {
+        let address = Value::Array(vec![self.address().to_string().into()]);
+        let text = config.clone().set("listen.address", address).text();
+        let file = self.folder.write("pgsteady.toml", &text);
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("our own file's mode can be set");
+    }
+
     /// Replaces the configuration file and sends SIGHUP; returns how long the log was before.
     pub fn reload(&self, config: &Config) -> usize {
         let before = self.log().len();
-        write(&self.folder, &self.port, config);
+        self.configure(config);
         process::signal(self.pid(), Signal::SIGHUP);
         before
     }
@@ -250,11 +297,13 @@ impl Pgsteady {
     /// When it does not end within `limit`.
     pub async fn ended(&mut self, limit: Duration) -> ExitStatus {
         let deadline = tokio::time::Instant::now() + limit;
+        let process = self.process.as_mut().expect("pgsteady runs");
         loop {
-            if let Some(status) = self.process.try_wait().expect("a child can be waited for") {
+            if let Some(status) = process.try_wait().expect("a child can be waited for") {
                 return status;
             }
-            assert!(tokio::time::Instant::now() < deadline, "pgsteady did not end:\n{}", self.log());
+            let log = || fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+            assert!(tokio::time::Instant::now() < deadline, "pgsteady did not end:\n{}", log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -264,26 +313,18 @@ impl Pgsteady {
     /// # Panics
     /// When it has ended.
     pub fn lives(&mut self) {
-        let ended = self.process.try_wait().expect("a child can be waited for");
+        let ended = self.process.as_mut().expect("pgsteady runs").try_wait().expect("a child can be waited for");
         assert!(ended.is_none(), "pgsteady ended ({}):\n{}", ended.unwrap_or_default(), self.log());
     }
 }
 
 impl Drop for Pgsteady {
     fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.kill();
         if std::thread::panicking() {
             let log = self.log();
             let lines: Vec<&str> = log.lines().collect();
             eprintln!("the end of pgsteady's log:\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
         }
     }
-}
-
-fn write(folder: &Folder, port: &Port, config: &Config) -> PathBuf {
-    let address = Value::Array(vec![format!("127.0.0.1:{}", port.number()).into()]);
-    let file = folder.write("pgsteady.toml", &config.clone().set("listen.address", address).text());
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("our own file's mode can be set");
-    file
 }

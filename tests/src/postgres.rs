@@ -2,6 +2,7 @@
 //! looked into. A node takes its processes and its shared memory with it when it is dropped.
 
 use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +14,7 @@ use tokio_postgres::Client;
 
 use crate::endpoint::{Endpoint, value};
 use crate::folder::{Folder, account, base, give};
+use crate::host::{self, Host};
 use crate::port::Port;
 use crate::{process, wait_for};
 
@@ -30,7 +32,6 @@ max_connections = 60
 shared_buffers = 16MB
 wal_keep_size = 64MB
 wal_retrieve_retry_interval = 100ms
-listen_addresses = '127.0.0.1'
 dynamic_shared_memory_type = mmap
 password_encryption = 'scram-sha-256'
 log_line_prefix = '%m [%p] %a '
@@ -124,7 +125,8 @@ impl Programs {
         let options = ["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-locale"];
         run(self.command("initdb").args(options).arg("-D").arg(&data));
         append(&data.join("postgresql.conf"), SETTINGS);
-        fs::write(data.join("pg_hba.conf"), HBA).expect("a file of the tests can be written");
+        let networks = format!("host all all {0} md5\nhost replication all {0} md5\n", host::RANGE);
+        fs::write(data.join("pg_hba.conf"), HBA.to_owned() + &networks).expect("a file of the tests can be written");
         let content =
             File::create(golden.join("content.sql")).and_then(|_| fs::write(golden.join("content.sql"), CONTENT));
         content.expect("a file of the tests can be written");
@@ -183,6 +185,7 @@ pub struct Node {
     /// Its name, and its `application_name` as a standby.
     pub name: String,
     programs: Programs,
+    host: Host,
     folder: Folder,
     port: Port,
     process: Option<Child>,
@@ -192,17 +195,27 @@ impl Node {
     /// A copy of the golden data directory, not started.
     #[must_use]
     pub fn new(programs: &Programs, name: &str) -> Self {
+        Self::new_on(&Host::here(), programs, name)
+    }
+
+    /// The same for a host.
+    #[must_use]
+    pub fn new_on(host: &Host, programs: &Programs, name: &str) -> Self {
         let golden = programs.golden();
         let folder = Folder::new(name);
         run(Command::new("cp").args(["-a", "--reflink=auto"]).arg(golden).arg(folder.path().join("data")));
-        let node = Self { name: name.into(), programs: programs.clone(), folder, port: Port::new(), process: None };
+        let (name, programs) = (name.into(), programs.clone());
+        let node = Self { name, programs, host: host.clone(), folder, port: Port::new(), process: None };
         node.configure_address();
         node
     }
 
     fn configure_address(&self) {
-        let directory = self.folder.path().display();
-        self.configure(&format!("port = {}\nunix_socket_directories = '{directory}'\n", self.port()));
+        let (directory, address) = (self.folder.path().display(), self.address());
+        self.configure(&format!(
+            "port = {}\nunix_socket_directories = '{directory}'\nlisten_addresses = '{address}'\n",
+            self.port()
+        ));
     }
 
     /// A primary of its own, started.
@@ -216,6 +229,18 @@ impl Node {
     #[must_use]
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")
+    }
+
+    /// The address that it listens at.
+    #[must_use]
+    pub fn address(&self) -> Ipv4Addr {
+        self.host.address()
+    }
+
+    /// Where it runs.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     /// The port of TCP and of the Unix socket.
@@ -233,7 +258,7 @@ impl Node {
     /// Where the account `app` would connect to it directly.
     #[must_use]
     pub fn endpoint(&self) -> Endpoint {
-        Endpoint::app(self.port())
+        Endpoint { host: self.address().to_string(), ..Endpoint::app(self.port()) }
     }
 
     /// Adds lines to its configuration file; the last one of a name counts.
@@ -241,13 +266,13 @@ impl Node {
         append(&self.data().join("postgresql.conf"), lines);
     }
 
-    /// Makes it a standby of what listens on this port.
-    pub fn follow(&self, port: u16) {
+    /// Makes it a standby of what listens here.
+    pub fn follow(&self, address: Ipv4Addr, port: u16) {
         File::create(self.data().join("standby.signal")).expect("a file of the test can be made");
         give(&self.data().join("standby.signal"));
         let name = &self.name;
         self.configure(&format!(
-            "primary_conninfo = 'host=127.0.0.1 port={port} user=steady password=steady-secret application_name={name}'\n"
+            "primary_conninfo = 'host={address} port={port} user=steady password=steady-secret application_name={name}'\n"
         ));
     }
 
@@ -261,7 +286,7 @@ impl Node {
         let errors = log.try_clone().expect("a file can be opened twice");
         let mut command = as_account(process::bound_to_us(&self.programs.bin.join("postgres")));
         command.arg("-D").arg(self.data()).stdout(log).stderr(errors).process_group(0);
-        self.process = Some(command.spawn().expect("postgres can be started"));
+        self.process = Some(self.host.inside(|| command.spawn()).expect("postgres can be started"));
     }
 
     /// Starts it and waits until it answers.
@@ -284,6 +309,14 @@ impl Node {
     /// A client of the superuser, past every proxy.
     pub async fn client(&self) -> Client {
         self.superuser().client().await
+    }
+
+    /// The same of a node that may not answer.
+    ///
+    /// # Errors
+    /// What the node or the network answered.
+    pub async fn try_client(&self) -> Result<Client, tokio_postgres::Error> {
+        self.superuser().connect().await
     }
 
     /// Runs SQL as superuser and gives the first value, empty if there is no row.
@@ -309,6 +342,12 @@ impl Node {
     #[must_use]
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// Whether it was started and not ended since.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.process.is_some()
     }
 
     /// The postmaster's process number.
@@ -390,7 +429,14 @@ impl Cluster {
     /// Makes `size` nodes without starting them: the data of a primary and its standbys.
     #[must_use]
     pub fn prepare(programs: &Programs, size: usize) -> Self {
-        Self { nodes: (1..=size).map(|number| Node::new(programs, &format!("n{number}"))).collect() }
+        Self::prepare_on(&vec![Host::here(); size], programs)
+    }
+
+    /// The same, one on each host.
+    #[must_use]
+    pub fn prepare_on(hosts: &[Host], programs: &Programs) -> Self {
+        let node = |(host, number)| Node::new_on(host, programs, &format!("n{number}"));
+        Self { nodes: hosts.iter().zip(1..).map(node).collect() }
     }
 
     /// Starts them and waits until all standbys stream from `n1`, which they reach at this port.
@@ -401,7 +447,7 @@ impl Cluster {
             node.configure(&format!("synchronous_standby_names = 'ANY 1 ({})'\n", names.join(", ")));
         }
         for node in &self.nodes[1..] {
-            node.follow(primary);
+            node.follow(self.nodes[0].address(), primary);
         }
         self.nodes.iter_mut().for_each(Node::launch);
         self.nodes[0].answers().await;
@@ -423,6 +469,7 @@ impl Cluster {
     pub async fn clone_from(&mut self, node: usize, source: usize, port: u16) {
         let from = self.nodes[source].socket_directory().display().to_string();
         let source_port = self.nodes[source].port().to_string();
+        let address = self.nodes[source].address();
         let node = &mut self.nodes[node];
         node.remove_shared_memory();
         fs::remove_dir_all(node.data()).expect("the data of a stopped node can be removed");
@@ -432,7 +479,7 @@ impl Cluster {
         // What was set by ALTER SYSTEM on the source, its own address included, is not this node's.
         fs::write(node.data().join("postgresql.auto.conf"), "").expect("a file of the test can be written");
         node.configure_address();
-        node.follow(port);
+        node.follow(address, port);
         node.start().await;
     }
 

@@ -1,7 +1,7 @@
 //! Processes as the kernel shows them: trees, signals, memory and CPU time. Only of what a test started.
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -72,13 +72,13 @@ pub fn cpu(pid: i32) -> Option<Duration> {
     Some(Duration::from_millis(ticks * 10))
 }
 
-/// Waits until a program that was started listens on a port.
+/// Waits until a program that was started listens at an address.
 ///
 /// # Panics
 /// When it ends instead, or does not listen within `limit`; its log is shown.
-pub async fn listens(process: &mut Child, port: u16, limit: Duration, log: impl Fn() -> String) {
+pub async fn listens(process: &mut Child, address: SocketAddr, limit: Duration, log: impl Fn() -> String) {
     let deadline = tokio::time::Instant::now() + limit;
-    while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err() {
+    while TcpStream::connect(address).await.is_err() {
         let ended = process.try_wait().expect("a child can be waited for");
         assert!(ended.is_none(), "it ended ({}):\n{}", ended.unwrap_or_default(), log());
         assert!(tokio::time::Instant::now() < deadline, "it does not listen:\n{}", log());

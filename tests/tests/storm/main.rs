@@ -1,0 +1,211 @@
+//! The fault matrix: every fault once, in `make test`; faults at random, one or two at a time, in `make storm`. Real hosts
+//! (network namespaces) whose links are cut, whose processes are killed or stand still, under clients whose records are
+//! checked afterwards. A seed repeats the same faults: `STORM_SEED=7 STORM_FAULTS=100 make storm`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use harness::writers::{Record, Writers};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use checks::{Before, Counted};
+use faults::Fault;
+use scene::Scene;
+use workload::{ACCOUNTS, FIRST_BALANCE, Transfer, Workload};
+
+mod cancels;
+mod checks;
+mod faults;
+mod scene;
+mod workload;
+
+/// Writers at each instance, half of them in explicit transactions.
+const WRITERS: i32 = 4;
+/// Rounds between two checks of everything.
+const SEGMENT: usize = 6;
+/// Before each fault, and after it has healed.
+const CALM: Duration = Duration::from_millis(500);
+/// Rows that have to be acknowledged after each.
+const GOES_ON: usize = 50;
+/// Patience with those.
+const SOON: Duration = Duration::from_secs(30);
+
+/// The faults of one round, brought about one after the other and healed together.
+type Round = Vec<&'static Fault>;
+
+/// What a storm adds up to.
+#[derive(Default)]
+struct Totals {
+    faults: usize,
+    promotions: i32,
+    counted: Counted,
+    /// The longest times without an acknowledgement, by faults.
+    gaps: BTreeMap<String, Vec<Duration>>,
+}
+
+impl Totals {
+    fn add(&mut self, segment: &Counted) {
+        let Counted { acknowledged, in_doubt, transactions, transfers, answers, dropped } = &mut self.counted;
+        *acknowledged += segment.acknowledged;
+        *in_doubt += segment.in_doubt;
+        *transactions += segment.transactions;
+        *transfers += segment.transfers;
+        *answers += segment.answers;
+        *dropped += segment.dropped;
+    }
+
+    fn say(&self, seed: u64) {
+        for (faults, gaps) in &self.gaps {
+            let worst = gaps.iter().max().copied().unwrap_or_default();
+            eprintln!("{faults:<10} {:>3} times, longest without an acknowledgement {worst:>8.1?}", gaps.len());
+        }
+        let Self { faults, promotions, counted, .. } = self;
+        let Counted { acknowledged, in_doubt, transactions, transfers, answers, dropped } = counted;
+        eprintln!(
+            "storm: seed {seed}: {faults} faults, {promotions} promotions; {acknowledged} rows, {transactions} list \
+             transactions and {transfers} transfers acknowledged, {answers} answers observed; 0 lost, 0 twice, 0 wrong, \
+             {in_doubt} in doubt, {dropped} clients dropped"
+        );
+    }
+}
+
+/// Runs rounds of faults, with a check of everything after each few.
+async fn storm(seed: u64, rounds: &[Round]) {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut scene = Scene::new().await;
+    let (mut totals, began) = (Totals::default(), Instant::now());
+    for (number, rounds) in rounds.chunks(SEGMENT).enumerate() {
+        segment(&mut scene, &mut random, rounds, &mut totals).await;
+        eprintln!("segment {} holds, {} faults so far, {:.0?}", number + 1, totals.faults, began.elapsed());
+    }
+    totals.say(seed);
+}
+
+async fn segment(scene: &mut Scene, random: &mut SmallRng, rounds: &[Round], totals: &mut Totals) {
+    let empty = format!(
+        "TRUNCATE written, lists, ledger; UPDATE accounts SET balance = {FIRST_BALANCE}; \
+         SELECT count(*) FROM accounts HAVING count(*) = {ACCOUNTS}"
+    );
+    scene.cluster.nodes[scene.primary].client().await.batch_execute(&empty).await.expect("the tables can be emptied");
+    let endpoints = scene.endpoints();
+    let workload = Workload::start(&endpoints, random.random());
+    let numbered = (0..).step_by(WRITERS as usize).map(|first| first..first + WRITERS);
+    let writers: Vec<Writers> =
+        endpoints.iter().zip(numbered).map(|(endpoint, workers)| Writers::numbered(endpoint, workers)).collect();
+    go_on(&writers).await;
+    let before = Before::of(scene).await;
+    let (mut windows, mut restarted) = (Vec::new(), BTreeSet::new());
+    for round in rounds {
+        tokio::time::sleep(CALM).await;
+        let from = Instant::now();
+        self::round(scene, random, round, &mut restarted).await;
+        go_on(&writers).await;
+        let names = names(round);
+        eprintln!("{names:<10} whole after {:>8.1?}: {}", from.elapsed(), what(round));
+        windows.push((names, from, Instant::now()));
+    }
+    let faults = rounds.iter().flatten();
+    totals.promotions += before.promotions(scene, faults.clone().map(|fault| fault.promotions).sum()).await;
+    totals.faults += faults.count();
+    before.resources(scene, &restarted);
+    let shared = workload.stop().await;
+    let mut written = Vec::new();
+    for writers in writers {
+        written.push(writers.stop().await);
+    }
+    for (names, from, to) in windows {
+        totals.gaps.entry(names).or_default().push(gap(&written, from, to));
+    }
+    totals.add(&checks::all(scene, written, &shared, &restarted).await);
+}
+
+/// Brings these faults about, lets them last, and heals them.
+async fn round(scene: &mut Scene, random: &mut SmallRng, round: &Round, restarted: &mut BTreeSet<usize>) {
+    let mut lasts = Duration::ZERO;
+    for fault in round {
+        (fault.bring)(scene, random).await;
+        lasts = lasts.max(fault.lasts);
+        if round.len() > 1 {
+            tokio::time::sleep(Duration::from_millis(random.random_range(0..1000))).await;
+        }
+    }
+    tokio::time::sleep(lasts).await;
+    let killed: Vec<usize> = (0..scene.instances.len()).filter(|index| !scene.instances[*index].is_running()).collect();
+    let may_drop = round.iter().any(|fault| fault.drops);
+    assert!(may_drop != killed.is_empty(), "{}: instances that do not run: {killed:?}", names(round));
+    restarted.extend(killed);
+    let met = scene.heal().await;
+    let cuts = round.iter().any(|fault| fault.cuts);
+    assert!(!cuts || met > 0, "{}: no packet was ever lost", names(round));
+}
+
+async fn go_on(writers: &[Writers]) {
+    for writers in writers {
+        writers.acknowledged(GOES_ON, SOON).await;
+    }
+}
+
+fn names(round: &Round) -> String {
+    round.iter().map(|fault| fault.id).collect::<Vec<_>>().join("+")
+}
+
+fn what(round: &Round) -> String {
+    round.iter().map(|fault| fault.what).collect::<Vec<_>>().join("; ")
+}
+
+/// The longest time without an acknowledgement between these.
+fn gap(written: &[Record], from: Instant, to: Instant) -> Duration {
+    let acknowledged = written.iter().flat_map(|record| &record.acknowledged).map(|(_, at)| *at);
+    let mut times: Vec<Instant> = acknowledged.filter(|at| (from..=to).contains(at)).chain([from, to]).collect();
+    times.sort();
+    times.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+}
+
+/// A number from the environment.
+fn asked(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
+}
+
+#[test]
+fn every_fault_of_the_matrix() {
+    let only = std::env::var("STORM_ONLY").ok();
+    let wanted = |fault: &&Fault| only.as_ref().is_none_or(|only| only.split(',').any(|id| id == fault.id));
+    let rounds: Vec<Round> = faults::ALL.iter().filter(wanted).map(|fault| vec![fault]).collect();
+    assert!(!rounds.is_empty(), "STORM_ONLY names no fault");
+    harness::run(900, storm(1, &rounds));
+}
+
+#[test]
+#[ignore = "half an hour: make storm"]
+fn faults_at_random() {
+    let seed = asked("STORM_SEED").unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let count = usize::try_from(asked("STORM_FAULTS").unwrap_or(100)).expect("a number of faults");
+    eprintln!("storm: seed {seed}");
+    let mut random = SmallRng::seed_from_u64(seed);
+    let (mut rounds, mut chosen) = (Vec::new(), 0);
+    while chosen < count {
+        let mut one = || &faults::ALL[random.random_range(0..faults::ALL.len())];
+        let (first, second) = (one(), one());
+        let together = random.random_bool(0.4) && first.id != second.id && ![first.id, second.id].contains(&"F29");
+        let round = if together { vec![first, second] } else { vec![first] };
+        chosen += round.len();
+        rounds.push(round);
+    }
+    harness::run(60 * count as u64, storm(seed, &rounds));
+}
+
+#[test]
+fn a_late_acknowledgement_is_seen() {
+    let began = Instant::now();
+    let at = |from: u64, to: u64, timeline| Transfer {
+        began: began + Duration::from_millis(from),
+        acknowledged: began + Duration::from_millis(to),
+        timeline,
+    };
+    let overlapping = vec![at(0, 10, 1), at(5, 30, 2), at(20, 40, 1), at(31, 50, 2)];
+    assert!(checks::late(overlapping.clone()).is_none());
+    let late = checks::late([overlapping, vec![at(32, 60, 1)]].concat());
+    assert_eq!(late.map(|transfer| transfer.timeline), Some(1));
+}

@@ -1,0 +1,253 @@
+//! Three nodes, two pgsteady and three members of etcd, each on a host of its own, and how they are made whole again.
+
+use std::time::Duration;
+
+use harness::endpoint::{Endpoint, value};
+use harness::etcd::Etcd;
+use harness::folder::Folder;
+use harness::host::{Host, Network};
+use harness::pgsteady::{Config, Pgsteady};
+use harness::postgres::{Cluster, Node, Programs};
+use harness::process;
+use harness::writers;
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::workload;
+
+/// Nodes, instances and members.
+const NODES: usize = 3;
+const INSTANCES: usize = 2;
+const MEMBERS: usize = 3;
+/// Patience with the cluster's way back after the last fault has ended.
+const WHOLE: Duration = Duration::from_secs(60);
+/// How long after a heal a node may take to find its way back by itself, before its data is replaced.
+const BY_ITSELF: Duration = Duration::from_secs(6);
+
+pub(crate) struct Scene {
+    pub(crate) cluster: Cluster,
+    pub(crate) instances: Vec<Pgsteady>,
+    pub(crate) etcd: Vec<Etcd>,
+    hosts: Vec<Host>,
+    /// The primary when the cluster was last whole.
+    pub(crate) primary: usize,
+    /// Nodes whose data was replaced.
+    pub(crate) rebuilt: usize,
+    _stores: Vec<Folder>,
+    _network: Network,
+}
+
+impl Scene {
+    pub(crate) async fn new() -> Self {
+        let mut network = Network::new();
+        let hosts: Vec<Host> = (0..NODES + INSTANCES + MEMBERS).map(|_| network.host()).collect();
+        let (nodes, others) = hosts.split_at(NODES);
+        let (instances_at, members_at) = others.split_at(INSTANCES);
+        let etcd = Etcd::on(members_at).await;
+        let mut cluster = Cluster::prepare_on(nodes, &Programs::installed());
+        let ports: Vec<u16> = cluster.nodes.iter().map(Node::port).collect();
+        cluster.launch(ports[0]).await;
+        let tables = format!("{}; GRANT ALL ON written TO app; {}", writers::TABLE, workload::TABLES);
+        cluster.nodes[0].client().await.batch_execute(&tables).await.expect("the tables can be made");
+        let endpoints: Vec<toml::Value> = etcd.iter().map(|member| member.endpoint().into()).collect();
+        let (mut instances, mut stores) = (Vec::new(), Vec::new());
+        for host in instances_at {
+            let store = Folder::new("store");
+            let config = Config::cluster(&cluster, &ports, store.path())
+                .set("cluster.main.etcd.lease", "3s")
+                .set("cluster.main.etcd.endpoints", endpoints.clone())
+                .set("limits.hold_timeout", "60s");
+            instances.push(Pgsteady::start_on(host, &config).await);
+            stores.push(store);
+        }
+        let mut scene =
+            Self { cluster, instances, etcd, hosts, primary: 0, rebuilt: 0, _stores: stores, _network: network };
+        scene.whole().await;
+        scene
+    }
+
+    /// Where clients connect to.
+    pub(crate) fn endpoints(&self) -> Vec<Endpoint> {
+        self.instances.iter().map(Pgsteady::endpoint).collect()
+    }
+
+    /// Hosts of nodes, of instances and of members of etcd.
+    pub(crate) fn node_hosts(&self) -> &[Host] {
+        &self.hosts[..NODES]
+    }
+
+    pub(crate) fn instance_hosts(&self) -> &[Host] {
+        &self.hosts[NODES..NODES + INSTANCES]
+    }
+
+    pub(crate) fn member_hosts(&self) -> &[Host] {
+        &self.hosts[NODES + INSTANCES..]
+    }
+
+    /// All hosts but these.
+    pub(crate) fn others<'a>(&'a self, but: &[&Host]) -> Vec<&'a Host> {
+        self.hosts.iter().filter(|host| but.iter().all(|not| not.address() != host.address())).collect()
+    }
+
+    /// The nodes that were standbys when the cluster was last whole.
+    pub(crate) fn standbys(&self) -> Vec<usize> {
+        (0..NODES).filter(|node| *node != self.primary).collect()
+    }
+
+    /// The instance that acts, or else the first.
+    pub(crate) async fn coordinator(&self) -> usize {
+        for (index, instance) in self.instances.iter().enumerate() {
+            if instance.is_running() && instance.status().await["coordinator"] == true {
+                return index;
+            }
+        }
+        0
+    }
+
+    /// Whatever runs on this node's host is gone, as if the power had failed.
+    pub(crate) fn kill(&mut self, node: usize) {
+        if self.cluster.nodes[node].is_running() {
+            self.cluster.nodes[node].kill_tree();
+        }
+        for pid in self.hosts[node].processes() {
+            process::signal(pid, Signal::SIGKILL);
+        }
+    }
+
+    /// Sends a signal to all on a host.
+    pub(crate) fn signal(host: &Host, signal: Signal) {
+        for pid in host.processes() {
+            process::signal(pid, signal);
+        }
+    }
+
+    /// Ends every fault and makes the cluster whole: what was killed runs again, and a node that does not find its way back
+    /// gets the data of the primary. Returns how many packets the cut links would have carried.
+    pub(crate) async fn heal(&mut self) -> u64 {
+        let met = self.hosts.iter().map(Host::heal).sum();
+        self.hosts.iter().for_each(|host| Self::signal(host, Signal::SIGCONT));
+        self.etcd.iter_mut().filter(|member| !member.is_running()).for_each(Etcd::launch);
+        for member in &mut self.etcd {
+            member.answers().await;
+        }
+        for instance in &mut self.instances {
+            if !instance.is_running() {
+                instance.restart().await;
+            }
+        }
+        for standby in self.standbys() {
+            if !self.cluster.nodes[standby].is_running() {
+                self.cluster.nodes[standby].launch();
+            }
+        }
+        self.settle().await;
+        self.whole().await;
+        met
+    }
+
+    /// Until every node follows the primary.
+    async fn settle(&mut self) {
+        let first = self.primary;
+        let deadline = tokio::time::Instant::now() + WHOLE;
+        let mut patience = tokio::time::Instant::now() + BY_ITSELF;
+        loop {
+            let primary = self.served().await;
+            match primary {
+                Some(primary) => {
+                    let streaming = self.streaming(primary).await;
+                    let missing: Vec<usize> =
+                        (0..NODES).filter(|node| *node != primary && !streaming.contains(node)).collect();
+                    if missing.is_empty() {
+                        self.primary = primary;
+                        return;
+                    }
+                    // the primary that was replaced never comes back by itself, the others may
+                    for node in missing {
+                        if node == first || tokio::time::Instant::now() > patience {
+                            self.rebuild(node, primary).await;
+                        }
+                    }
+                }
+                // nobody was promoted: the primary is wanted as it is
+                None if tokio::time::Instant::now() > patience && !self.cluster.nodes[first].is_running() => {
+                    self.kill(first);
+                    self.cluster.nodes[first].launch();
+                    patience = tokio::time::Instant::now() + BY_ITSELF;
+                }
+                None => {}
+            }
+            assert!(tokio::time::Instant::now() < deadline, "not whole within {WHOLE:?}: {}", self.amiss().await);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// The node that the first instance serves from.
+    async fn served(&self) -> Option<usize> {
+        let status = self.instances[0].status().await;
+        let primary = status["primary"].as_str()?;
+        let node = self.cluster.nodes.iter().position(|node| node.name == primary)?;
+        self.cluster.nodes[node].is_running().then_some(node)
+    }
+
+    /// The standbys that stream from this node.
+    async fn streaming(&self, primary: usize) -> Vec<usize> {
+        let Ok(client) = self.cluster.nodes[primary].try_client().await else { return Vec::new() };
+        let sql = "SELECT coalesce(string_agg(application_name, ','), '') FROM pg_stat_replication \
+                   WHERE state = 'streaming'";
+        let names = value(&client, sql).await;
+        names.split(',').filter_map(|name| self.cluster.nodes.iter().position(|node| node.name == name)).collect()
+    }
+
+    async fn rebuild(&mut self, node: usize, primary: usize) {
+        self.kill(node);
+        let port = self.cluster.nodes[primary].port();
+        self.cluster.clone_from(node, primary, port).await;
+        self.rebuilt += 1;
+    }
+
+    /// Waits until each instance shows the same primary, with both standbys in its rule.
+    async fn whole(&mut self) {
+        let deadline = tokio::time::Instant::now() + WHOLE;
+        while !self.is_whole().await {
+            assert!(tokio::time::Instant::now() < deadline, "not whole within {WHOLE:?}: {}", self.amiss().await);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.primary = self.served().await.expect("it was just served");
+    }
+
+    async fn is_whole(&self) -> bool {
+        let mut primaries = Vec::new();
+        for instance in &self.instances {
+            let status = instance.status().await;
+            let counted = status["rule"]["standbys"].as_array().map_or(0, Vec::len);
+            if counted != NODES - 1 || !status["store_lost"].is_null() || !status["primary"].is_string() {
+                return false;
+            }
+            primaries.push(status["primary"].clone());
+        }
+        primaries.windows(2).all(|pair| pair[0] == pair[1])
+    }
+
+    async fn amiss(&self) -> String {
+        let mut found = Vec::new();
+        for instance in &self.instances {
+            let status = instance.status().await;
+            let seen = ["primary", "why", "phase", "rule", "nodes", "store_lost"];
+            let seen: Vec<(&str, &Value)> = seen.iter().map(|field| (*field, &status[*field])).collect();
+            found.push(format!("{seen:?}"));
+        }
+        found.join("\n")
+    }
+
+    /// Waits until the standbys have replayed what the primary has written.
+    pub(crate) async fn replayed(&self) {
+        let primary = &self.cluster.nodes[self.primary];
+        let written = primary.sql("SELECT pg_current_wal_lsn()").await;
+        for standby in self.standbys() {
+            let node = &self.cluster.nodes[standby];
+            let sql = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
+            let reached = || async { (node.sql(&sql).await == "t").then_some(()) };
+            harness::wait_for(&format!("{} to replay", node.name), WHOLE, reached).await;
+        }
+    }
+}
