@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh Debian or Ubuntu machine with Rust: `make demo` and `make test`.
 
-.PHONY: help demo test lint doc guards bench regress pgbouncer compose fuzz clean
+.PHONY: help demo test lint doc guards storm bench regress pgbouncer compose fuzz clean
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,11 @@ doc: ## The documentation of the code, in target/doc
 guards: ## Each guard of docs/guards.md taken away in a copy: some test has to fail (ten minutes)
 	@tools/install.sh test
 	cargo test --locked -p end-to-end --test guards -- --ignored --nocapture
+
+storm: ## Faults at random on hosts whose links are cut, as root (half an hour; STORM_SEED=N repeats one, STORM_FAULTS=N)
+	@tools/install.sh test
+	cargo build --release --locked --bin pgsteady
+	PGSTEADY_BIN=$(CURDIR)/target/release/pgsteady cargo test --locked -p end-to-end --test storm -- --ignored --nocapture
 
 bench: ## CPU time per transaction beside PgBouncer's, about three minutes; JSON in target/bench.json
 	@tools/install.sh bench

@@ -27,6 +27,7 @@ case $purpose in
         need libpostgresql-jdbc-java has_file '/usr/share/java/postgresql.jar'
         need etcd-server command -v etcd
         need etcd-client command -v etcdctl
+        need libfaketime has_file '/usr/lib/*/faketime/libfaketimeMT.so.1'
         need iproute2 command -v tc
         need nftables has_file '/usr/sbin/nft'
         ;;

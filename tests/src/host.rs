@@ -137,6 +137,17 @@ impl Host {
         numbers.filter(is_on_it).collect()
     }
 
+    /// What runs on it now writes no file beyond so many bytes: each write fails (`EFBIG`), as on a full disk. `None`: as
+    /// long as it likes.
+    pub fn limit_files(&self, bytes: Option<u64>) {
+        let bytes = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
+        for pid in self.processes() {
+            // one that has ended meanwhile is no error
+            let limit = Command::new("prlimit").args(["--pid", &pid.to_string(), &format!("--fsize={bytes}")]).output();
+            limit.expect("prlimit can be run: package util-linux");
+        }
+    }
+
     /// Drops all packets between it and these, from now on.
     pub fn cut(&self, others: &[&Self], way: Way) {
         let mut rules = String::new();

@@ -17,6 +17,8 @@ use crate::port::Port;
 use crate::postgres::{Cluster, Node};
 use crate::{process, wait_for};
 
+/// The package `libfaketime`; the dynamic linker finds where it lies.
+const FAKETIME: &str = "/usr/$LIB/faketime/libfaketimeMT.so.1";
 /// How long pgsteady may take to listen, to end, or to log what a test waits for.
 const LIMIT: Duration = Duration::from_secs(15);
 
@@ -139,6 +141,7 @@ pub struct Pgsteady {
     host: Host,
     port: Port,
     folder: Folder,
+    clock: Option<PathBuf>,
 }
 
 impl Pgsteady {
@@ -155,7 +158,8 @@ impl Pgsteady {
     /// # Panics
     /// As [`Pgsteady::start`].
     pub async fn start_on(host: &Host, config: &Config) -> Self {
-        let mut started = Self { process: None, host: host.clone(), port: Port::new(), folder: Folder::new("p") };
+        let mut started =
+            Self { process: None, host: host.clone(), port: Port::new(), folder: Folder::new("p"), clock: None };
         started.configure(config);
         started.restart().await;
         started
@@ -172,6 +176,10 @@ impl Pgsteady {
         let errors = log.try_clone().expect("a file can be opened twice");
         let mut command = process::bound_to_us(&program());
         command.arg("run").arg("-c").arg(self.folder.path().join("pgsteady.toml"));
+        if let Some(file) = &self.clock {
+            command.env("LD_PRELOAD", FAKETIME).env("FAKETIME_TIMESTAMP_FILE", file);
+            command.env("FAKETIME_CACHE_DURATION", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         let mut process = self.host.inside(|| command.spawn()).expect("pgsteady can be run");
         let log = || fs::read_to_string(&path).unwrap_or_default();
@@ -183,6 +191,12 @@ impl Pgsteady {
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.process.is_some()
+    }
+
+    /// From the next start on its wall clock is what this file says, as libfaketime takes it (`+2h`): read each second.
+    pub fn set_clock_from(&mut self, file: &Path) {
+        fs::write(file, "+0").expect("a file of the test can be written");
+        self.clock = Some(file.to_owned());
     }
 
     /// As if its machine had gone.

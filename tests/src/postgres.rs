@@ -111,8 +111,9 @@ impl Programs {
     }
 
     /// The golden data directory, made if it is not there: cleanly shut down, so that a copy of it is a base backup.
-    fn golden(&self) -> PathBuf {
-        let name = format!("golden-{}", self.major);
+    /// Each `kind` is another database system.
+    fn golden(&self, kind: &str) -> PathBuf {
+        let name = format!("{kind}-{}", self.major);
         let _lock = lock(&name);
         let golden = base().join(name);
         if golden.join("done").exists() {
@@ -201,7 +202,19 @@ impl Node {
     /// The same for a host.
     #[must_use]
     pub fn new_on(host: &Host, programs: &Programs, name: &str) -> Self {
-        let golden = programs.golden();
+        Self::copy_of(programs.golden("golden"), host, programs, name)
+    }
+
+    /// A primary of another database system (another `system_identifier`) that listens where `node` does; not started.
+    #[must_use]
+    pub fn stranger(node: &Self) -> Self {
+        let golden = node.programs.golden("stranger");
+        let stranger = Self::copy_of(golden, &node.host, &node.programs, &node.name);
+        stranger.configure(&format!("port = {}\n", node.port()));
+        stranger
+    }
+
+    fn copy_of(golden: PathBuf, host: &Host, programs: &Programs, name: &str) -> Self {
         let folder = Folder::new(name);
         run(Command::new("cp").args(["-a", "--reflink=auto"]).arg(golden).arg(folder.path().join("data")));
         let (name, programs) = (name.into(), programs.clone());

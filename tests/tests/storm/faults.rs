@@ -32,6 +32,9 @@ pub(crate) struct Fault {
 /// Brings a fault about.
 pub(crate) type Bring = for<'a> fn(&'a mut Scene, &'a mut SmallRng) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
 
+/// Bytes after which no file grows. PostgreSQL ignores SIGXFSZ, so that this is to it what a full disk is.
+const FULL_DISK: u64 = 1 << 20;
+
 /// What must be so in the end is the same for all of them: see `checks.rs`.
 #[rustfmt::skip]
 pub(crate) const ALL: &[Fault] = &[
@@ -103,6 +106,12 @@ pub(crate) const ALL: &[Fault] = &[
         tokio::time::sleep(Duration::from_millis(1500)).await;
         scene.kill(scene.primary);
     })),
+    fault("F20", "the primary's disk takes no more", 5, 1, |scene, _| Box::pin(async {
+        scene.node_hosts()[scene.primary].limit_files(Some(FULL_DISK));
+    })),
+    fault("F23", "the clock of an instance jumps by two hours", 3, 0, |scene, _| Box::pin(async {
+        scene.set_clock("+2h").await;
+    })),
     dropping("F24", "an instance of pgsteady is killed", 2, 0, |scene, random| Box::pin(async {
         let instance = random.random_range(0..scene.instances.len());
         scene.instances[instance].kill();
@@ -138,6 +147,10 @@ pub(crate) const ALL: &[Fault] = &[
         scene.instances[coordinator].kill();
     })),
     fault("F32", "the old primary comes back writable where it was", 4, 1, |scene, _| Box::pin(come_back(scene))),
+    fault("F33", "another database system answers where a standby was", 4, 0, |scene, random| Box::pin(async {
+        let standby = one_standby(scene, random);
+        scene.replace_by_stranger(standby);
+    })),
 ];
 
 const fn fault(id: &'static str, what: &'static str, seconds: u64, promotions: i32, bring: Bring) -> Fault {
@@ -177,7 +190,7 @@ async fn kill_backend(scene: &Scene) {
 async fn switch_over(scene: &Scene) {
     let instance = scene.coordinator().await;
     // what it answers in the middle of another fault is its own affair
-    let _ = scene.instances[instance].command(&["switchover"]).await;
+    let _ = scene.instances[instance].command(&["switchover", "--json"]).await;
 }
 
 /// Stops the process that receives a standby's WAL.

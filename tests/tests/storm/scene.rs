@@ -1,5 +1,6 @@
 //! Three nodes, two pgsteady and three members of etcd, each on a host of its own, and how they are made whole again.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use harness::endpoint::{Endpoint, value};
@@ -12,6 +13,7 @@ use harness::process;
 use harness::writers;
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tokio::time::Instant;
 
 use crate::workload;
 
@@ -21,6 +23,10 @@ const INSTANCES: usize = 2;
 const MEMBERS: usize = 3;
 /// Patience with the cluster's way back after the last fault has ended.
 const WHOLE: Duration = Duration::from_secs(60);
+/// After so long libfaketime has read a new setting.
+const CLOCK_IS_READ: Duration = Duration::from_millis(1100);
+/// Between two looks at it.
+const LOOK: Duration = Duration::from_millis(50);
 /// How long after a heal a node may take to find its way back by itself, before its data is replaced.
 const BY_ITSELF: Duration = Duration::from_secs(6);
 
@@ -31,8 +37,10 @@ pub(crate) struct Scene {
     hosts: Vec<Host>,
     /// The primary when the cluster was last whole.
     pub(crate) primary: usize,
-    /// Nodes whose data was replaced.
-    pub(crate) rebuilt: usize,
+    /// A server of another system in the place of a standby.
+    stranger: Option<Node>,
+    /// What the clock of the last instance is set to, as libfaketime takes it.
+    clock: PathBuf,
     _stores: Vec<Folder>,
     _network: Network,
 }
@@ -60,9 +68,23 @@ impl Scene {
             instances.push(Pgsteady::start_on(host, &config).await);
             stores.push(store);
         }
-        let mut scene =
-            Self { cluster, instances, etcd, hosts, primary: 0, rebuilt: 0, _stores: stores, _network: network };
-        scene.whole().await;
+        let last = instances.last_mut().expect("there are several");
+        let clock = last.folder().join("clock");
+        last.kill();
+        last.set_clock_from(&clock);
+        last.restart().await;
+        let mut scene = Self {
+            cluster,
+            instances,
+            etcd,
+            hosts,
+            primary: 0,
+            stranger: None,
+            clock,
+            _stores: stores,
+            _network: network,
+        };
+        scene.settle().await;
         scene
     }
 
@@ -121,10 +143,27 @@ impl Scene {
         }
     }
 
+    /// Another system's server takes the place of this node.
+    pub(crate) fn replace_by_stranger(&mut self, node: usize) {
+        self.kill(node);
+        let mut stranger = Node::stranger(&self.cluster.nodes[node]);
+        stranger.launch();
+        self.stranger = Some(stranger);
+    }
+
+    /// Sets the wall clock of the last instance.
+    pub(crate) async fn set_clock(&self, clock: &str) {
+        std::fs::write(&self.clock, clock).expect("a file of the test can be written");
+        tokio::time::sleep(CLOCK_IS_READ).await;
+    }
+
     /// Ends every fault and makes the cluster whole: what was killed runs again, and a node that does not find its way back
     /// gets the data of the primary. Returns how many packets the cut links would have carried.
     pub(crate) async fn heal(&mut self) -> u64 {
         let met = self.hosts.iter().map(Host::heal).sum();
+        self.node_hosts().iter().for_each(|host| host.limit_files(None));
+        self.stranger = None;
+        self.set_clock("+0").await;
         self.hosts.iter().for_each(|host| Self::signal(host, Signal::SIGCONT));
         self.etcd.iter_mut().filter(|member| !member.is_running()).for_each(Etcd::launch);
         for member in &mut self.etcd {
@@ -141,52 +180,47 @@ impl Scene {
             }
         }
         self.settle().await;
-        self.whole().await;
         met
     }
 
-    /// Until every node follows the primary.
+    /// Until each instance shows the same primary, with both standbys in its rule.
     async fn settle(&mut self) {
         let first = self.primary;
-        let deadline = tokio::time::Instant::now() + WHOLE;
-        let mut patience = tokio::time::Instant::now() + BY_ITSELF;
-        loop {
-            let primary = self.served().await;
-            match primary {
+        let deadline = Instant::now() + WHOLE;
+        let mut patience = Instant::now() + BY_ITSELF;
+        while !self.is_whole().await {
+            assert!(Instant::now() < deadline, "not whole within {WHOLE:?}: {}", self.amiss().await);
+            match self.served().await {
                 Some(primary) => {
                     let streaming = self.streaming(primary).await;
-                    let missing: Vec<usize> =
-                        (0..NODES).filter(|node| *node != primary && !streaming.contains(node)).collect();
-                    if missing.is_empty() {
-                        self.primary = primary;
-                        return;
-                    }
+                    let missing = (0..NODES).filter(|node| *node != primary && !streaming.contains(node));
                     // the primary that was replaced never comes back by itself, the others may
-                    for node in missing {
-                        if node == first || tokio::time::Instant::now() > patience {
-                            self.rebuild(node, primary).await;
-                        }
+                    for node in missing.filter(|node| *node == first || Instant::now() > patience).collect::<Vec<_>>() {
+                        self.rebuild(node, primary).await;
                     }
                 }
                 // nobody was promoted: the primary is wanted as it is
-                None if tokio::time::Instant::now() > patience && !self.cluster.nodes[first].is_running() => {
+                None if Instant::now() > patience && !self.cluster.nodes[first].is_running() => {
                     self.kill(first);
                     self.cluster.nodes[first].launch();
-                    patience = tokio::time::Instant::now() + BY_ITSELF;
+                    patience = Instant::now() + BY_ITSELF;
                 }
                 None => {}
             }
-            assert!(tokio::time::Instant::now() < deadline, "not whole within {WHOLE:?}: {}", self.amiss().await);
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(LOOK).await;
         }
+        self.primary = self.served().await.expect("it was just served");
     }
 
-    /// The node that the first instance serves from.
+    /// The node that every instance serves from.
     async fn served(&self) -> Option<usize> {
-        let status = self.instances[0].status().await;
-        let primary = status["primary"].as_str()?;
-        let node = self.cluster.nodes.iter().position(|node| node.name == primary)?;
-        self.cluster.nodes[node].is_running().then_some(node)
+        let mut served = Vec::new();
+        for instance in &self.instances {
+            let primary = instance.status().await["primary"].as_str()?.to_owned();
+            served.push(self.cluster.nodes.iter().position(|node| node.name == primary)?);
+        }
+        let agreed = served.windows(2).all(|pair| pair[0] == pair[1]) && self.cluster.nodes[served[0]].is_running();
+        agreed.then_some(served[0])
     }
 
     /// The standbys that stream from this node.
@@ -202,30 +236,17 @@ impl Scene {
         self.kill(node);
         let port = self.cluster.nodes[primary].port();
         self.cluster.clone_from(node, primary, port).await;
-        self.rebuilt += 1;
-    }
-
-    /// Waits until each instance shows the same primary, with both standbys in its rule.
-    async fn whole(&mut self) {
-        let deadline = tokio::time::Instant::now() + WHOLE;
-        while !self.is_whole().await {
-            assert!(tokio::time::Instant::now() < deadline, "not whole within {WHOLE:?}: {}", self.amiss().await);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        self.primary = self.served().await.expect("it was just served");
     }
 
     async fn is_whole(&self) -> bool {
-        let mut primaries = Vec::new();
         for instance in &self.instances {
             let status = instance.status().await;
             let counted = status["rule"]["standbys"].as_array().map_or(0, Vec::len);
-            if counted != NODES - 1 || !status["store_lost"].is_null() || !status["primary"].is_string() {
+            if counted != NODES - 1 || !status["store_lost"].is_null() {
                 return false;
             }
-            primaries.push(status["primary"].clone());
         }
-        primaries.windows(2).all(|pair| pair[0] == pair[1])
+        self.served().await.is_some()
     }
 
     async fn amiss(&self) -> String {

@@ -212,12 +212,19 @@ impl At {
                 let looked = tokio::time::timeout(PATIENCE, self.look(&client, asked, &mut seen)).await;
                 match looked.map_err(|_| "no answer".to_owned()) {
                     Ok(Ok(())) => {}
-                    Ok(Err(error)) if !client.is_closed() && !sqlstate(&error).is_empty() => {}
+                    Ok(Err(error)) if !client.is_closed() && !sqlstate(&error).is_empty() => self.refused(&error),
                     Ok(Err(error)) => open = self.lost(say(&error)),
                     Err(said) => open = self.lost(said),
                 }
                 tokio::time::sleep(LOOK).await;
             }
+        }
+    }
+
+    /// A reader may be told to try again, and nothing else.
+    fn refused(&self, error: &Error) {
+        if !["40001", "57P03"].contains(&sqlstate(error)) {
+            self.shared.wrong(format!("an observer was told {}", say(error)));
         }
     }
 

@@ -1,0 +1,154 @@
+//! Who is in the middle of something when the primary is lost, and who only waits: everybody stays connected, nobody is
+//! told that something was done that was not, and a crowd that waits needs no more memory than it may.
+
+use std::time::Duration;
+
+use harness::endpoint::{sqlstate, value};
+use harness::folder::Folder;
+use harness::pgsteady::{Config, Pgsteady};
+use harness::postgres::{Cluster, Node, Programs};
+use harness::process;
+use harness::wire::{Message, Raw, frame, query};
+use tokio::task::JoinSet;
+use tokio_postgres::Client;
+
+/// Time for one test.
+const TEST_S: u64 = 120;
+/// Clients that wait at once (F35 of docs/faults.md), and the memory that pgsteady may have then.
+const CROWD: usize = 2000;
+const MEMORY: u64 = 256 << 20;
+/// How long they wait, at least.
+const WAIT: Duration = Duration::from_secs(2);
+
+struct Scene {
+    cluster: Cluster,
+    pgsteady: Pgsteady,
+    _store: Folder,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        let mut cluster = Cluster::prepare(&Programs::installed(), 3);
+        let ports: Vec<u16> = cluster.nodes.iter().map(Node::port).collect();
+        cluster.launch(ports[0]).await;
+        let tables = "CREATE TABLE numbers (n int NOT NULL); GRANT ALL ON numbers TO PUBLIC";
+        cluster.nodes[0].client().await.batch_execute(tables).await.expect("a table");
+        let store = Folder::new("store");
+        let config = Config::cluster(&cluster, &ports, store.path())
+            .set("limits.max_clients", 2 * i64::try_from(CROWD).expect("few"))
+            .set("limits.hold_timeout", "60s");
+        let pgsteady = Pgsteady::start(&config).await;
+        let scene = Self { cluster, pgsteady, _store: store };
+        let whole =
+            || async { (scene.pgsteady.status().await["rule"]["standbys"].as_array()?.len() == 2).then_some(()) };
+        harness::wait_for("both standbys in the rule", Duration::from_secs(30), whole).await;
+        scene
+    }
+
+    async fn client(&self) -> Client {
+        self.pgsteady.endpoint().client().await
+    }
+
+    async fn raw(&self) -> Raw {
+        Raw::login(self.pgsteady.port(), "trusting", "app").await
+    }
+
+    async fn rows(&self) -> String {
+        value(&self.client().await, "SELECT count(*) FROM (SELECT FROM numbers FOR SHARE) AS rows").await
+    }
+}
+
+async fn told(client: &Client, sql: &str) -> String {
+    match client.batch_execute(sql).await {
+        Ok(()) => "done".to_owned(),
+        Err(error) => sqlstate(&error).to_owned(),
+    }
+}
+
+/// SQLSTATE of the error among these, and whether the connection is ready again.
+fn failed(messages: &[Message]) -> (Option<String>, bool) {
+    let error = messages.iter().find(|message| message.tag == b'E').and_then(|message| message.field(b'C'));
+    (error, messages.last().is_some_and(|message| message.tag == b'Z'))
+}
+
+#[test]
+fn a_transaction_and_its_cursor_end_with_an_error_and_the_client_goes_on() {
+    harness::run(TEST_S, async {
+        let mut scene = Scene::new().await;
+        let client = scene.client().await;
+        let begun = "BEGIN; INSERT INTO numbers VALUES (1); DECLARE hundred CURSOR FOR SELECT generate_series(1, 100)";
+        client.batch_execute(begun).await.expect("a transaction");
+        assert_eq!(value(&client, "FETCH hundred").await, "1");
+        scene.cluster.nodes[0].kill_tree();
+        assert_eq!(told(&client, "FETCH hundred").await, "40001");
+        assert_eq!(told(&client, "COMMIT").await, "40001");
+        assert_eq!(told(&client, "INSERT INTO numbers VALUES (2)").await, "done");
+        assert_eq!(scene.rows().await, "1");
+    });
+}
+
+#[test]
+fn a_copy_ends_with_an_error_and_leaves_nothing() {
+    harness::run(TEST_S, async {
+        let mut scene = Scene::new().await;
+        let mut client = scene.raw().await;
+        client.send(&query("COPY numbers FROM STDIN")).await;
+        client.until(b'G').await;
+        client.send(&frame(b'd', &b"7\n".repeat(1000))).await;
+        scene.cluster.nodes[0].kill_tree();
+        client.send(&frame(b'd', &b"7\n".repeat(1000))).await;
+        client.send(&frame(b'c', b"")).await;
+        let (error, ready) = failed(&client.until(b'Z').await);
+        assert!(error.is_some() && ready, "{error:?} {ready}");
+        let (error, ready) = failed(&client.query("INSERT INTO numbers VALUES (1)").await);
+        assert_eq!((error, ready), (None, true));
+        assert_eq!(scene.rows().await, "1");
+    });
+}
+
+#[test]
+fn a_session_that_listens_is_told_what_it_has_lost() {
+    harness::run(TEST_S, async {
+        let mut scene = Scene::new().await;
+        let client = scene.client().await;
+        client.batch_execute("LISTEN ears").await.expect("it listens");
+        assert_eq!(value(&client, "SELECT count(*) FROM pg_listening_channels()").await, "1");
+        scene.cluster.nodes[0].kill_tree();
+        let other = scene.client().await;
+        assert_eq!(told(&other, "INSERT INTO numbers VALUES (1)").await, "done");
+        assert_eq!(told(&client, "SELECT 1").await, "08006");
+        assert_eq!(value(&client, "SELECT count(*) FROM pg_listening_channels()").await, "0");
+    });
+}
+
+#[test]
+fn a_crowd_waits_within_the_memory_it_may_have() {
+    harness::run(TEST_S, async {
+        let mut scene = Scene::new().await;
+        let mut clients = Vec::new();
+        for _ in 0..CROWD {
+            clients.push(scene.raw().await);
+        }
+        // with one standby gone nobody can be promoted: everybody waits
+        scene.cluster.nodes[2].kill_tree();
+        scene.cluster.nodes[0].kill_tree();
+        let mut waiting = JoinSet::new();
+        for (number, mut client) in clients.into_iter().enumerate() {
+            waiting.spawn(async move {
+                client.send(&query(&format!("INSERT INTO numbers VALUES ({number})"))).await;
+                let (error, ready) = failed(&client.until(b'Z').await);
+                assert_eq!((error, ready), (None, true), "client {number}");
+            });
+        }
+        eprintln!("logged in");
+        tokio::time::sleep(WAIT).await;
+        let memory = process::memory(scene.pgsteady.pid()).expect("it runs");
+        assert_eq!(waiting.try_join_next().map(|ended| ended.is_ok()), None, "somebody did not wait");
+        assert!(memory < MEMORY, "{CROWD} clients wait in {memory} bytes");
+        scene.cluster.nodes[2].launch();
+        while let Some(ended) = waiting.join_next().await {
+            ended.expect("a client is answered");
+        }
+        assert_eq!(scene.rows().await, CROWD.to_string());
+    });
+}
