@@ -146,7 +146,9 @@ impl Raw {
     pub async fn login_with(port: u16, parameters: &[(&str, &str)]) -> Self {
         let mut raw = Self::connect(port).await;
         raw.send(&startup(parameters)).await;
-        for message in raw.until(b'Z').await {
+        let answer = raw.until(b'Z').await;
+        assert!(answer.last().is_some_and(|message| message.tag == b'Z'), "login ended with {answer:?}");
+        for message in answer {
             match message.tag {
                 b'K' => {
                     let (pid, key) = message.body.split_first_chunk::<4>().expect("BackendKeyData has a number");

@@ -36,7 +36,8 @@ impl Scene {
         let store = Folder::new("store");
         let config = Config::cluster(&cluster, &ports, store.path())
             .set("limits.max_clients", 2 * i64::try_from(CROWD).expect("few"))
-            .set("limits.hold_timeout", "60s");
+            .set("limits.hold_timeout", "60s")
+            .set("auth.method", "trust");
         let pgsteady = Pgsteady::start(&config).await;
         let scene = Self { cluster, pgsteady, _store: store };
         let whole =
@@ -132,6 +133,8 @@ fn a_crowd_waits_within_the_memory_it_may_have() {
         // with one standby gone nobody can be promoted: everybody waits
         scene.cluster.nodes[2].kill_tree();
         scene.cluster.nodes[0].kill_tree();
+        let held = || async { scene.pgsteady.status().await["primary"].is_null().then_some(()) };
+        harness::wait_for("the loss to be seen", WAIT, held).await;
         let mut waiting = JoinSet::new();
         for (number, mut client) in clients.into_iter().enumerate() {
             waiting.spawn(async move {
@@ -140,7 +143,6 @@ fn a_crowd_waits_within_the_memory_it_may_have() {
                 assert_eq!((error, ready), (None, true), "client {number}");
             });
         }
-        eprintln!("logged in");
         tokio::time::sleep(WAIT).await;
         let memory = process::memory(scene.pgsteady.pid()).expect("it runs");
         assert_eq!(waiting.try_join_next().map(|ended| ended.is_ok()), None, "somebody did not wait");

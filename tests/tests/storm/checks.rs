@@ -10,6 +10,7 @@ use harness::postgres::repository;
 use harness::process;
 use harness::writers::Record;
 use serde_json::{Value, json};
+use tokio_postgres::Client;
 
 use crate::scene::Scene;
 use crate::workload::{self, FIRST_BALANCE, Shared, Transfer, locked};
@@ -84,8 +85,9 @@ pub(crate) async fn all(scene: &Scene, written: Vec<Record>, shared: &Shared, re
     for node in &scene.cluster.nodes {
         record.check(&node.client().await).await; // K1
     }
-    histories(scene, shared, &mut counted).await;
-    bank(scene, shared, &mut counted).await;
+    let primary = scene.cluster.nodes[scene.primary].client().await;
+    histories(&primary, shared, &mut counted).await;
+    bank(&primary, shared, &mut counted).await;
     let wrong = locked(&shared.wrong);
     assert!(wrong.is_empty(), "K3, K5, K9: {wrong:?}");
     counted.answers = shared.answers.load(std::sync::atomic::Ordering::Relaxed);
@@ -104,14 +106,14 @@ fn dropped(written: &[Record], shared: &Shared, restarted: &BTreeSet<usize>, cou
 }
 
 /// K2: the lists are what some order of the transactions makes of them that respects real time.
-async fn histories(scene: &Scene, shared: &Shared, counted: &mut Counted) {
+pub(crate) async fn histories(primary: &Client, shared: &Shared, counted: &mut Counted) {
     let mut history = std::mem::take(&mut *locked(&shared.history));
     let finished = history.iter().filter(|operation| operation["type"] != "invoke").count();
     let kinds = |kind: &str| history.iter().filter(|operation| operation["type"] == kind).count();
     counted.transactions = kinds("ok");
     let unknown = kinds("info");
     assert!(unknown * 5 < finished, "{unknown} of {finished} transactions have no known end");
-    final_reads(scene, &mut history).await;
+    final_reads(primary, &mut history).await;
     let lines: Vec<String> = history.iter().map(Value::to_string).collect();
     let parsed = History::from_json(&lines.join("\n")).expect("our own history can be read");
     let report = adya::check(&parsed, Kind::ListAppend, &Opts { timeout: SEARCH, ..Opts::default() });
@@ -126,15 +128,14 @@ async fn histories(scene: &Scene, shared: &Shared, counted: &mut Counted) {
 }
 
 /// Reads every list once more, as a transaction that follows all others.
-async fn final_reads(scene: &Scene, history: &mut Vec<Value>) {
+async fn final_reads(primary: &Client, history: &mut Vec<Value>) {
     let operations = history.iter().filter_map(|operation| operation["value"].as_array()).flatten();
     let keys: BTreeSet<i64> = operations.filter_map(|operation| operation[1].as_i64()).collect();
-    let client = scene.cluster.nodes[scene.primary].client().await;
     let last = |field: &str| history.iter().filter_map(|operation| operation[field].as_u64()).max().unwrap_or(0);
     let (process, time) = (last("process") + 1, last("time") + 1);
     let mut reads = Vec::new();
     for key in keys {
-        reads.push(json!(["r", key, workload::read(&client, &key.into()).await.expect("the lists can be read")]));
+        reads.push(json!(["r", key, workload::read(primary, &key.into()).await.expect("the lists can be read")]));
     }
     for (kind, time) in [("invoke", time), ("ok", time + 1)] {
         let index = history.len();
@@ -151,17 +152,16 @@ fn kept(lines: &[String]) -> PathBuf {
 }
 
 /// K3: balances are what the ledger says; K4: no acknowledgement from a timeline that was already left.
-async fn bank(scene: &Scene, shared: &Shared, counted: &mut Counted) {
-    let client = scene.cluster.nodes[scene.primary].client().await;
+pub(crate) async fn bank(primary: &Client, shared: &Shared, counted: &mut Counted) {
     let sql = format!(
         "SELECT count(*) FROM accounts WHERE balance <> {FIRST_BALANCE} \
          + coalesce((SELECT sum(amount) FROM ledger WHERE target = id), 0) \
          - coalesce((SELECT sum(amount) FROM ledger WHERE source = id), 0)"
     );
-    assert_eq!(value(&client, &sql).await, "0", "K3: accounts whose balance is not what the ledger says");
+    assert_eq!(value(primary, &sql).await, "0", "K3: accounts whose balance is not what the ledger says");
     let transfers = std::mem::take(&mut *locked(&shared.transfers));
     counted.transfers = transfers.len();
-    let rows: usize = value(&client, "SELECT count(*) FROM ledger").await.parse().expect("a number");
+    let rows: usize = value(primary, "SELECT count(*) FROM ledger").await.parse().expect("a number");
     assert!(rows >= transfers.len(), "K3: {} transfers acknowledged, {rows} there", transfers.len());
     let late = late(transfers);
     assert!(late.is_none(), "K4: acknowledged by a timeline that was left: {late:?}");

@@ -12,8 +12,9 @@ use rand::{RngExt, SeedableRng};
 use checks::{Before, Counted};
 use faults::Fault;
 use scene::Scene;
-use workload::{ACCOUNTS, FIRST_BALANCE, Transfer, Workload};
+use workload::{ACCOUNTS, FIRST_BALANCE, Workload};
 
+mod bites;
 mod cancels;
 mod checks;
 mod faults;
@@ -194,18 +195,4 @@ fn faults_at_random() {
         rounds.push(round);
     }
     harness::run(60 * count as u64, storm(seed, &rounds));
-}
-
-#[test]
-fn a_late_acknowledgement_is_seen() {
-    let began = Instant::now();
-    let at = |from: u64, to: u64, timeline| Transfer {
-        began: began + Duration::from_millis(from),
-        acknowledged: began + Duration::from_millis(to),
-        timeline,
-    };
-    let overlapping = vec![at(0, 10, 1), at(5, 30, 2), at(20, 40, 1), at(31, 50, 2)];
-    assert!(checks::late(overlapping.clone()).is_none());
-    let late = checks::late([overlapping, vec![at(32, 60, 1)]].concat());
-    assert_eq!(late.map(|transfer| transfer.timeline), Some(1));
 }
