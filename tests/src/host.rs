@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::postgres::run;
+use crate::postgres::{as_account, run};
 
 /// The network of all [`Network`]s: 10.77.NUMBER.HOST. Servers of the tests let it in with a password.
 pub const RANGE: &str = "10.77.0.0/16";
@@ -137,15 +137,20 @@ impl Host {
         numbers.filter(is_on_it).collect()
     }
 
-    /// What runs on it now writes no file beyond so many bytes: each write fails (`EFBIG`), as on a full disk. `None`: as
-    /// long as it likes.
+    /// What runs on it now under the account of PostgreSQL writes no file beyond so many bytes: each write fails (`EFBIG`),
+    /// as on a full disk. `None`: as long as it likes.
     pub fn limit_files(&self, bytes: Option<u64>) {
         let bytes = bytes.map_or("unlimited".to_owned(), |bytes| bytes.to_string());
-        for pid in self.processes() {
-            // one that has ended meanwhile is no error
-            let limit = Command::new("prlimit").args(["--pid", &pid.to_string(), &format!("--fsize={bytes}")]).output();
-            limit.expect("prlimit can be run: package util-linux");
-        }
+        let limit = |pid: &i32| {
+            let mut limit = as_account(Command::new("prlimit"));
+            // the soft limit alone, so that it can be taken back
+            limit.args(["--pid", &pid.to_string(), &format!("--fsize={bytes}:")]);
+            limit.output().expect("prlimit can be run: package util-linux").status.success()
+        };
+        let processes = self.processes();
+        // some have ended meanwhile
+        let limited = processes.iter().filter(|pid| limit(pid)).count();
+        assert!(limited > 0 || processes.is_empty(), "none of {processes:?} could be limited to {bytes}");
     }
 
     /// Drops all packets between it and these, from now on.

@@ -139,7 +139,7 @@ impl Programs {
 }
 
 /// Runs as the account of PostgreSQL, with nothing of ours in its surroundings.
-fn as_account(mut command: Command) -> Command {
+pub(crate) fn as_account(mut command: Command) -> Command {
     command.env("LC_ALL", "C.UTF-8").env("HOME", base()).current_dir("/").stdin(Stdio::null());
     if let Some(account) = account() {
         command.uid(account.uid.as_raw()).gid(account.gid.as_raw());

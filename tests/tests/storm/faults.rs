@@ -1,6 +1,7 @@
 //! The faults, by their numbers in the fault matrix of CONTRIBUTING.md. Each is brought about here; how long it lasts is
 //! said with it, and its end is [`Scene::heal`].
 
+use std::ops::RangeInclusive;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -20,8 +21,8 @@ pub(crate) struct Fault {
     pub(crate) what: &'static str,
     /// Until it is healed.
     pub(crate) lasts: Duration,
-    /// Primaries that may be promoted because of it.
-    pub(crate) promotions: i32,
+    /// Primaries that are promoted because of it; where it is not alone it may be none.
+    pub(crate) promotions: RangeInclusive<i32>,
     /// Whether packets have to be lost for it to be one.
     pub(crate) cuts: bool,
     /// Whether an instance loses its clients.
@@ -38,130 +39,148 @@ const FULL_DISK: u64 = 1 << 20;
 /// What must be so in the end is the same for all of them: see `checks.rs`.
 #[rustfmt::skip]
 pub(crate) const ALL: &[Fault] = &[
-    fault("F01", "the primary's host is gone", 3, 1, |scene, _| Box::pin(async { scene.kill(scene.primary) })),
-    fault("F02", "a backend of the primary is killed", 4, 1, |scene, _| Box::pin(kill_backend(scene))),
-    fault("F03", "the primary's postmaster is killed alone", 3, 1, |scene, _| Box::pin(async {
+    fault("F01", "the primary's host is gone", 3, 1..=1, |scene, _| Box::pin(async { scene.kill(scene.primary) })),
+    fault("F02", "a backend of the primary is killed", 4, 0..=1, |scene, _| Box::pin(kill_backend(scene))),
+    fault("F03", "the primary's postmaster is killed alone", 3, 1..=1, |scene, _| Box::pin(async {
         if scene.cluster.nodes[scene.primary].is_running() { scene.cluster.nodes[scene.primary].kill_postmaster() }
     })),
-    fault("F04", "the primary stands still, then goes on", 8, 1, |scene, _| Box::pin(async {
+    fault("F04", "the primary stands still, then goes on", 8, 1..=1, |scene, _| Box::pin(async {
         Scene::signal(&scene.node_hosts()[scene.primary], Signal::SIGSTOP);
     })),
-    fault("F05", "the primary's postmaster stands still", 5, 1, |scene, _| Box::pin(async {
+    fault("F05", "the primary's postmaster stands still", 5, 0..=1, |scene, _| Box::pin(async {
         let primary = &scene.cluster.nodes[scene.primary];
         if primary.is_running() { process::signal(primary.pid(), Signal::SIGSTOP) }
     })),
-    fault("F06", "the primary is stopped by an operator", 3, 1, |scene, _| Box::pin(async {
+    fault("F06", "the primary is stopped by an operator", 3, 1..=1, |scene, _| Box::pin(async {
         if scene.cluster.nodes[scene.primary].is_running() { scene.cluster.nodes[scene.primary].stop() }
     })),
-    fault("F06s", "a switchover", 1, 1, |scene, _| Box::pin(switch_over(scene))),
-    cut("F07", "the primary is cut from all", 6, 1, |scene, _| Box::pin(async {
+    fault("F06s", "a switchover", 1, 1..=1, |scene, _| Box::pin(switch_over(scene))),
+    cut("F07", "the primary is cut from all", 6, 1..=1, |scene, _| Box::pin(async {
         let primary = &scene.node_hosts()[scene.primary];
         primary.cut(&scene.others(&[primary]), Way::Both);
     })),
-    cut("F08", "the primary is cut from the standbys", 6, 1, |scene, _| Box::pin(async {
+    cut("F08", "the primary is cut from the standbys", 6, 0..=1, |scene, _| Box::pin(async {
         cut_standbys(scene, Way::Both);
     })),
-    cut("F09", "the coordinator is cut from the primary", 6, 1, |scene, _| Box::pin(async {
+    cut("F09", "the coordinator is cut from the primary", 6, 0..=1, |scene, _| Box::pin(async {
         let coordinator = scene.coordinator().await;
         scene.instance_hosts()[coordinator].cut(&[&scene.node_hosts()[scene.primary]], Way::Both);
     })),
-    cut("F10", "the primary is heard by no standby", 6, 1, |scene, _| Box::pin(async {
+    cut("F10", "the primary is heard by no standby", 6, 0..=1, |scene, _| Box::pin(async {
         cut_standbys(scene, Way::Out);
     })),
-    cut("F11", "the coordinator is not heard by etcd", 6, 0, |scene, _| Box::pin(async {
+    cut("F11", "the coordinator is not heard by etcd", 6, 0..=0, |scene, _| Box::pin(async {
         let coordinator = scene.coordinator().await;
         let members: Vec<&Host> = scene.member_hosts().iter().collect();
         scene.instance_hosts()[coordinator].cut(&members, Way::Out);
     })),
-    cut("F12", "the primary and the coordinator are cut from all others", 8, 1, |scene, _| Box::pin(async {
+    cut("F12", "the primary and the coordinator are cut from all others", 8, 1..=1, |scene, _| Box::pin(async {
         let coordinator = scene.coordinator().await;
         let few = [&scene.node_hosts()[scene.primary], &scene.instance_hosts()[coordinator]];
         few.iter().for_each(|host| host.cut(&scene.others(&few), Way::Both));
     })),
-    cut("F13", "every segment between pgsteady and the primary is answered by a reset", 2, 1, |scene, _| Box::pin(async {
+    cut("F13", "every segment between pgsteady and the primary is answered by a reset", 2, 0..=1, |scene, _| Box::pin(async {
         let instances: Vec<&Host> = scene.instance_hosts().iter().collect();
         scene.node_hosts()[scene.primary].reset(&instances);
     })),
-    cut("F14", "the primary's host loses 30 of 100 packets", 6, 1, |scene, _| Box::pin(async {
+    cut("F14", "the primary's host loses 30 of 100 packets", 6, 0..=1, |scene, _| Box::pin(async {
         scene.node_hosts()[scene.primary].lose(30);
     })),
-    fault("F15", "the primary's host has a link of 2 Mbit/s", 6, 1, |scene, _| Box::pin(async {
+    fault("F15", "the primary's host has a link of 2 Mbit/s", 6, 0..=1, |scene, _| Box::pin(async {
         scene.node_hosts()[scene.primary].slow("2mbit");
     })),
-    fault("F16", "a standby's host is gone", 3, 0, |scene, random| Box::pin(async {
+    fault("F16", "a standby's host is gone", 3, 0..=0, |scene, random| Box::pin(async {
         let standby = one_standby(scene, random);
         scene.kill(standby);
     })),
-    fault("F17", "both standbys' hosts are gone", 4, 0, |scene, _| Box::pin(async {
+    fault("F17", "both standbys' hosts are gone", 4, 0..=0, |scene, _| Box::pin(async {
         scene.standbys().into_iter().for_each(|standby| scene.kill(standby));
     })),
-    fault("F18", "a standby's host and the primary's are gone together", 4, 1, |scene, random| Box::pin(async {
+    fault("F18", "a standby's host and the primary's are gone together", 4, 0..=1, |scene, random| Box::pin(async {
         let standby = one_standby(scene, random);
         scene.kill(standby);
         scene.kill(scene.primary);
     })),
-    fault("F19", "the primary's host is gone while a standby lags", 4, 1, |scene, random| Box::pin(async {
+    fault("F19", "the primary's host is gone while a standby lags", 4, 0..=1, |scene, random| Box::pin(async {
         let standby = one_standby(scene, random);
         freeze_receiver(scene, standby);
         tokio::time::sleep(Duration::from_millis(1500)).await;
         scene.kill(scene.primary);
     })),
-    fault("F20", "the primary's disk takes no more", 5, 1, |scene, _| Box::pin(async {
+    fault("F20", "the primary's disk takes no more", 5, 1..=1, |scene, _| Box::pin(async {
         scene.node_hosts()[scene.primary].limit_files(Some(FULL_DISK));
     })),
-    fault("F23", "the clock of an instance jumps by two hours", 3, 0, |scene, _| Box::pin(async {
+    fault("F23", "the clock of an instance jumps by two hours", 3, 0..=0, |scene, _| Box::pin(async {
         scene.set_clock("+2h").await;
     })),
-    dropping("F24", "an instance of pgsteady is killed", 2, 0, |scene, random| Box::pin(async {
+    dropping("F24", "an instance of pgsteady is killed", 2, 0..=0, |scene, random| Box::pin(async {
         let instance = random.random_range(0..scene.instances.len());
         scene.instances[instance].kill();
     })),
-    fault("F25", "the coordinator stands still for longer than its lease", 8, 1, |scene, _| Box::pin(async {
+    fault("F25", "the coordinator stands still for longer than its lease", 8, 0..=1, |scene, _| Box::pin(async {
         let coordinator = scene.coordinator().await;
         Scene::signal(&scene.instance_hosts()[coordinator], Signal::SIGSTOP);
     })),
-    fault("F26a", "a member of etcd is killed", 4, 0, |scene, random| Box::pin(async {
+    fault("F26a", "a member of etcd is killed", 4, 0..=0, |scene, random| Box::pin(async {
         let member = random.random_range(0..scene.etcd.len());
         kill_members(scene, member..member + 1);
     })),
-    fault("F26b", "all members of etcd are killed", 6, 0, |scene, _| Box::pin(async {
+    fault("F26b", "all members of etcd are killed", 6, 0..=0, |scene, _| Box::pin(async {
         kill_members(scene, 0..scene.etcd.len());
     })),
-    fault("F27", "all members of etcd are killed, and the primary's host is gone", 4, 1, |scene, _| Box::pin(async {
+    fault("F27", "all members of etcd are killed, and the primary's host is gone", 4, 1..=1, |scene, _| Box::pin(async {
         kill_members(scene, 0..scene.etcd.len());
         scene.kill(scene.primary);
     })),
-    fault("F29", "statements are cancelled while they commit", 1, 0, |scene, random| Box::pin(async {
+    fault("F29", "statements are cancelled while they commit", 1, 0..=0, |scene, random| Box::pin(async {
         cancels::storm(&scene.endpoints(), random, Duration::from_secs(3)).await;
     })),
-    fault("F31a", "the primary's host is gone, and a standby's while it may be promoted", 5, 2, |scene, random| Box::pin(async {
+    fault("F31a", "the primary's host is gone, and a standby's while it may be promoted", 5, 0..=2, |scene, random| Box::pin(async {
         scene.kill(scene.primary);
         tokio::time::sleep(Duration::from_millis(random.random_range(20..500))).await;
         let standby = one_standby(scene, random);
         scene.kill(standby);
     })),
-    dropping("F31b", "the primary's host is gone, and the coordinator is killed while it acts", 8, 1, |scene, random| Box::pin(async {
+    dropping("F31b", "the primary's host is gone, and the coordinator is killed while it acts", 8, 1..=1, |scene, random| Box::pin(async {
         let coordinator = scene.coordinator().await;
         scene.kill(scene.primary);
         tokio::time::sleep(Duration::from_millis(random.random_range(20..400))).await;
         scene.instances[coordinator].kill();
     })),
-    fault("F32", "the old primary comes back writable where it was", 4, 1, |scene, _| Box::pin(come_back(scene))),
-    fault("F33", "another database system answers where a standby was", 4, 0, |scene, random| Box::pin(async {
+    fault("F32", "the old primary comes back writable where it was", 4, 1..=1, |scene, _| Box::pin(come_back(scene))),
+    fault("F33", "another database system answers where a standby was", 4, 0..=0, |scene, random| Box::pin(async {
         let standby = one_standby(scene, random);
         scene.replace_by_stranger(standby);
     })),
 ];
 
-const fn fault(id: &'static str, what: &'static str, seconds: u64, promotions: i32, bring: Bring) -> Fault {
+const fn fault(
+    id: &'static str,
+    what: &'static str,
+    seconds: u64,
+    promotions: RangeInclusive<i32>,
+    bring: Bring,
+) -> Fault {
     Fault { id, what, lasts: Duration::from_secs(seconds), promotions, cuts: false, drops: false, bring }
 }
 
-const fn cut(id: &'static str, what: &'static str, seconds: u64, promotions: i32, bring: Bring) -> Fault {
+const fn cut(
+    id: &'static str,
+    what: &'static str,
+    seconds: u64,
+    promotions: RangeInclusive<i32>,
+    bring: Bring,
+) -> Fault {
     Fault { cuts: true, ..fault(id, what, seconds, promotions, bring) }
 }
 
-const fn dropping(id: &'static str, what: &'static str, seconds: u64, promotions: i32, bring: Bring) -> Fault {
+const fn dropping(
+    id: &'static str,
+    what: &'static str,
+    seconds: u64,
+    promotions: RangeInclusive<i32>,
+    bring: Bring,
+) -> Fault {
     Fault { drops: true, ..fault(id, what, seconds, promotions, bring) }
 }
 

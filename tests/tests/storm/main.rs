@@ -95,20 +95,20 @@ async fn segment(scene: &mut Scene, random: &mut SmallRng, rounds: &[Round], tot
     let writers: Vec<Writers> =
         endpoints.iter().zip(numbered).map(|(endpoint, workers)| Writers::numbered(endpoint, workers)).collect();
     go_on(&writers).await;
-    let before = Before::of(scene).await;
+    let before = Before::of(scene);
     let (mut windows, mut restarted) = (Vec::new(), BTreeSet::new());
     for round in rounds {
         tokio::time::sleep(CALM).await;
         let from = Instant::now();
+        let timeline = checks::timeline(scene).await;
         self::round(scene, random, round, &mut restarted).await;
         go_on(&writers).await;
+        totals.promotions += promotions(round, checks::timeline(scene).await - timeline);
+        totals.faults += round.len();
         let names = names(round);
         eprintln!("{names:<10} whole after {:>8.1?}: {}", from.elapsed(), what(round));
         windows.push((names, from, Instant::now()));
     }
-    let faults = rounds.iter().flatten();
-    totals.promotions += before.promotions(scene, faults.clone().map(|fault| fault.promotions).sum()).await;
-    totals.faults += faults.count();
     before.resources(scene, &restarted);
     let shared = workload.stop().await;
     let mut written = Vec::new();
@@ -139,6 +139,14 @@ async fn round(scene: &mut Scene, random: &mut SmallRng, round: &Round, restarte
     let met = scene.heal().await;
     let cuts = round.iter().any(|fault| fault.cuts);
     assert!(!cuts || met > 0, "{}: no packet was ever lost", names(round));
+}
+
+/// K7: as many primaries were promoted as these faults account for.
+fn promotions(round: &Round, promoted: i32) -> i32 {
+    let most: i32 = round.iter().map(|fault| fault.promotions.end()).sum();
+    let least = if let [alone] = &round[..] { *alone.promotions.start() } else { 0 };
+    assert!((least..=most).contains(&promoted), "K7: {}: {promoted} promotions, not {least}..={most}", names(round));
+    promoted
 }
 
 async fn go_on(writers: &[Writers]) {
