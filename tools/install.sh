@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what is missing on Debian or Ubuntu, and nothing else: `install.sh demo|test|bench|regress|pgbouncer|compose`.
+# Installs what is missing on Debian or Ubuntu, and nothing else: `install.sh PURPOSE`, with the name of a target of the Makefile.
 # Quick when nothing is missing. Debian's own services are not started by what this installs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -43,6 +43,13 @@ case $purpose in
         need curl command -v curl
         need slapd has_file '/usr/sbin/slapd'
         need ldap-utils command -v ldapsearch
+        ;;
+    bench-failover)
+        need python3-venv python3 -c 'import ensurepip, venv'
+        need etcd-server command -v etcd
+        need haproxy has_file '/usr/sbin/haproxy'
+        need iproute2 command -v tc
+        need nftables has_file '/usr/sbin/nft'
         ;;
     bench) need pgbouncer has_file '/usr/sbin/pgbouncer' ;;
     regress)
@@ -94,6 +101,19 @@ if [ "$purpose" = test ]; then
         python3 -m venv $venv
         $venv/bin/pip install --quiet --disable-pip-version-check -r tools/requirements.txt
         cp tools/requirements.txt $venv/installed.txt
+    fi
+fi
+
+# Patroni, where the account of PostgreSQL's processes can be given a copy of it.
+if [ "$purpose" = test ] || [ "$purpose" = bench-failover ]; then
+    patroni=.cache/patroni
+    if ! cmp -s tools/patroni.txt $patroni/installed.txt; then
+        echo "install.sh: Patroni into $patroni"
+        rm -rf $patroni .cache/pip
+        python3 -m venv .cache/pip
+        .cache/pip/bin/pip install --quiet --disable-pip-version-check --target $patroni -r tools/patroni.txt
+        rm -rf .cache/pip
+        cp tools/patroni.txt $patroni/installed.txt
     fi
 fi
 

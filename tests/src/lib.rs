@@ -10,6 +10,7 @@ pub mod endpoint;
 pub mod etcd;
 pub mod folder;
 pub mod host;
+pub mod patroni;
 pub mod pgbouncer;
 pub mod pgsteady;
 pub mod port;

@@ -53,12 +53,19 @@ impl Config {
     /// `folder`.
     #[must_use]
     pub fn cluster(cluster: &Cluster, ports: &[u16], folder: &Path) -> Self {
-        let node = |(node, port): (&Node, &u16)| {
-            let fields = [("name", node.name.as_str().into()), ("host", node.address().to_string().into())];
-            let port = ("port", Value::Integer(i64::from(*port)));
+        let place = |(node, port): (&Node, &u16)| (node.name.clone(), SocketAddr::from((node.address(), *port)));
+        Self::nodes(cluster.nodes.iter().zip(ports).map(place), folder)
+    }
+
+    /// The same with nodes by name and address, whoever runs them.
+    #[must_use]
+    pub fn nodes(nodes: impl IntoIterator<Item = (String, SocketAddr)>, folder: &Path) -> Self {
+        let node = |(name, place): (String, SocketAddr)| {
+            let fields = [("name", name.into()), ("host", place.ip().to_string().into())];
+            let port = ("port", Value::Integer(i64::from(place.port())));
             Value::Table(fields.into_iter().chain([port]).map(|(key, value)| (key.to_owned(), value)).collect())
         };
-        let nodes: Vec<Value> = cluster.nodes.iter().zip(ports).map(node).collect();
+        let nodes: Vec<Value> = nodes.into_iter().map(node).collect();
         Self::users()
             .set("database.app.cluster", "main")
             .set("database.app.pool_size", 8)

@@ -154,7 +154,7 @@ pub fn repository() -> &'static Path {
 }
 
 /// One of the processes that use this folder at a time.
-fn lock(name: &str) -> Flock<File> {
+pub(crate) fn lock(name: &str) -> Flock<File> {
     let file = File::create(base().join(format!("{name}.lock"))).expect("a file of the tests can be made");
     Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error).expect("a lock can be waited for")
 }
