@@ -1,9 +1,9 @@
 # Two commands do everything on a fresh Debian or Ubuntu machine with Rust: `make demo` and `make test`.
 
-.PHONY: help demo test lint doc guards storm bench regress pgbouncer compose fuzz clean
+.PHONY: help demo test lint doc guards storm bench bench-failover regress pgbouncer compose fuzz clean
 
 help: ## What there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
 
 demo: ## A throwaway cluster, three kills of the primary under load, and a report
 	@tools/install.sh demo
@@ -33,6 +33,11 @@ bench: ## CPU time per transaction beside PgBouncer's, about three minutes; JSON
 	@tools/install.sh bench
 	cargo build --release --locked -p pgsteady -p bench
 	PGSTEADY_BIN=$(CURDIR)/target/release/pgsteady target/release/bench
+
+bench-failover: ## Time without writes beside Patroni and HAProxy, as root, about half an hour; JSON in target/bench-failover.json
+	@tools/install.sh bench-failover
+	cargo build --release --locked -p pgsteady -p bench
+	PGSTEADY_BIN=$(CURDIR)/target/release/pgsteady target/release/bench-failover
 
 regress: ## PostgreSQL's own regression suite through session and transaction pooling (ten minutes)
 	@tools/install.sh regress

@@ -180,6 +180,13 @@ async fn write(client: &Client, (worker, seq): Row) -> Result<(), Failure> {
     client.batch_execute("COMMIT").await.map_err(at("commit"))
 }
 
+/// How often each row is there.
+async fn found(client: &Client) -> HashMap<Row, i64> {
+    let rows = client.query("SELECT worker, seq, count(*) FROM written GROUP BY 1, 2", &[]).await;
+    let rows = rows.unwrap_or_else(|error| panic!("the rows cannot be read back: {}", say(&error)));
+    rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect()
+}
+
 impl Record {
     /// Takes in what others saw.
     pub fn add(&mut self, other: Self) {
@@ -200,15 +207,22 @@ impl Record {
         times.clone().zip(times.skip(1)).map(|(before, after)| after - before).max().unwrap_or_default()
     }
 
+    /// Rows that were acknowledged and are not on a node.
+    ///
+    /// # Panics
+    /// When they cannot be read.
+    pub async fn missing(&self, client: &Client) -> Vec<Row> {
+        let found = found(client).await;
+        self.acknowledged.iter().map(|(row, _)| *row).filter(|row| !found.contains_key(row)).collect()
+    }
+
     /// Compares the record with what a node holds.
     ///
     /// # Panics
     /// When an acknowledged row is missing, a refused one is there, one is there twice, or nobody wrote it; and when
     /// so little was written that the comparison means nothing.
     pub async fn check(&self, client: &Client) {
-        let rows = client.query("SELECT worker, seq, count(*) FROM written GROUP BY 1, 2", &[]).await;
-        let rows = rows.unwrap_or_else(|error| panic!("the rows cannot be read back: {}", say(&error)));
-        let found: HashMap<Row, i64> = rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
+        let found = found(client).await;
         let acknowledged: HashSet<Row> = self.acknowledged.iter().map(|(row, _)| *row).collect();
         let tried: HashSet<Row> = acknowledged.iter().chain(&self.refused).chain(&self.in_doubt).copied().collect();
         let lost: Vec<&Row> = acknowledged.iter().filter(|row| !found.contains_key(*row)).collect();
