@@ -1,48 +1,89 @@
-//! pgsteady side by side with PgBouncer on this machine: CPU time of the pooler per transaction of `pgbench -S`.
-//! The two take turns (A B A B …), so that whatever else the machine does hits both. Only ratios mean anything.
+//! pgsteady side by side with PgBouncer on this machine. The two take turns (A B A B …), so that whatever else the machine
+//! does hits both, and only ratios mean anything: of the CPU time of the pooler first of all, because clients, pooler
+//! and PostgreSQL share the cores.
 
-use std::fs;
 use std::path::PathBuf;
 
 use clap::Parser;
-use harness::pgsteady::{Config, Pgsteady};
-use harness::postgres::{Node, Programs};
-use serde_json::{Value, json};
+use harness::folder::Folder;
+use harness::postgres::{Cluster, Node, Programs};
 
-use crate::measure::{Load, Sample};
-use crate::pgbouncer::PgBouncer;
+use crate::load::{Ground, Sample, Work};
+use crate::pooler::{Identity, Pooler, Setup};
+use crate::report::{Line, Report};
 
-mod measure;
-mod pgbouncer;
+mod idle;
+mod load;
+mod pooler;
+mod report;
 
-/// Servers of each pool.
-const POOL_SIZE: i64 = 20;
-/// Rows of pgbench's accounts, in units of 100,000.
-const SCALE: &str = "5";
+/// Seconds of the round that opens servers and fills caches; it is not counted.
+const WARM_UP_S: u32 = 1;
+/// Clients that are there and do nothing, where their memory is measured, and where others are busy beside them.
+const IDLE: usize = 5000;
+const MOSTLY_IDLE: usize = 2000;
+/// The busy ones then.
+const FEW: u32 = 8;
 
 /// What to measure.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Clients at a time.
-    #[arg(long, default_value_t = 16)]
-    clients: u32,
     /// Seconds of one measurement.
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 2)]
     seconds: u32,
-    /// Measurements of each pooler in each mode.
+    /// Measurements of each pooler in each case.
     #[arg(long, default_value_t = 5)]
     rounds: u32,
-    /// Where the results go, as JSON.
-    #[arg(long, default_value = "target/bench.json")]
+    /// Only the cases with this in their names.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// The folder for results.json, results.md and results.svg; with `--only` nothing is written.
+    #[arg(long, default_value = "bench")]
     output: PathBuf,
 }
 
-/// One line of the table.
-struct Line {
-    mode: &'static str,
-    note: &'static str,
-    pgbouncer: Vec<Sample>,
-    pgsteady: Vec<Sample>,
+/// One case: the same work on both.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    name: &'static str,
+    work: Work,
+    clients: u32,
+    setup: Setup,
+}
+
+/// What is compared; what a case needs is opened for it alone.
+fn cases() -> Vec<Case> {
+    let plain = Setup::PLAIN;
+    let case = |name, work, clients, setup| Case { name, work, clients, setup };
+    let mut cases = Vec::new();
+    for clients in [1, 16, 64, 256] {
+        // PgBouncer has prepared statements in transaction mode from 1.21 on
+        let session = pooler::pgbouncer_version() < (1, 21);
+        let prepared = if session { "prepared (PgBouncer: session mode)" } else { "prepared" };
+        cases.push(case("simple", Work::Select("simple"), clients, plain));
+        cases.push(case("extended", Work::Select("extended"), clients, plain));
+        cases.push(case(prepared, Work::Select("prepared"), clients, Setup { session, ..plain }));
+    }
+    cases.extend([
+        case("TPC-B", Work::TpcB, 16, plain),
+        case("simple, Unix socket to PostgreSQL", Work::Select("simple"), 16, Setup { socket: true, ..plain }),
+        case("simple, TLS", Work::Select("simple"), 16, Setup { tls: true, ..plain }),
+        case("simple, two workers", Work::Select("simple"), 64, Setup { workers: 2, ..plain }),
+        case("connect, query, close", Work::Connect, 16, plain),
+        case("results of 20 MB", Work::Result, 1, plain),
+        case("COPY out", Work::CopyOut, 1, plain),
+        case("COPY in", Work::CopyIn, 1, plain),
+    ]);
+    cases
+}
+
+/// All that runs while it is measured.
+struct Bench {
+    options: Options,
+    ground: Ground,
+    identity: Identity,
+    node: Node,
+    report: Report,
 }
 
 #[tokio::main]
@@ -50,91 +91,90 @@ async fn main() {
     let options = Options::parse();
     let programs = Programs::installed();
     let node = Node::primary(&programs).await;
-    let config = Config::single(&node)
-        .set("auth.method", "trust")
-        .set("log.level", "info")
-        .set("database.app.pool_mode", "transaction")
-        .set("database.app.pool_size", POOL_SIZE);
-    let pgsteady = Pgsteady::start(&config).await;
-    let load = Load { programs: &programs, clients: options.clients, seconds: options.seconds };
-    load.prepare(&node.endpoint(), SCALE);
-    let mut lines = Vec::new();
-    for mode in ["simple", "extended", "prepared"] {
-        // PgBouncer has prepared statements in transaction mode from 1.21 on.
-        let (pool_mode, note) = match mode {
-            "prepared" if PgBouncer::version() < (1, 21) => ("session", "PgBouncer in session mode"),
-            _ => ("transaction", ""),
-        };
-        let pgbouncer = PgBouncer::start(node.port(), pool_mode, POOL_SIZE).await;
-        let mut line = Line { mode, note, pgbouncer: Vec::new(), pgsteady: Vec::new() };
-        // The first round opens servers and fills caches; it is not counted.
-        for round in 0..=options.rounds {
-            let a = load.run(mode, pgbouncer.port(), pgbouncer.pid()).await;
-            let b = load.run(mode, pgsteady.port(), pgsteady.pid()).await;
-            if round > 0 {
-                line.pgbouncer.push(a);
-                line.pgsteady.push(b);
-            }
-            eprintln!("{mode} {round}/{}: {a} | {b}", options.rounds);
+    let ground = Ground::new(programs);
+    ground.prepare(&node).await;
+    let mut bench = Bench { options, ground, identity: Identity::new(), node, report: Report::default() };
+    for case in cases() {
+        bench.case(case).await;
+    }
+    bench.few_among_many().await;
+    bench.memory().await;
+    bench.price_of_resolving().await;
+    let Bench { options, report, .. } = bench;
+    print!("{}", report.markdown());
+    if options.only.is_empty() {
+        report.write(&options.output);
+    }
+}
+
+impl Bench {
+    fn is_wanted(&self, name: &str) -> bool {
+        name.contains(&self.options.only)
+    }
+
+    async fn case(&mut self, case: Case) {
+        if !self.is_wanted(case.name) {
+            return;
         }
-        lines.push(line);
+        let theirs = Pooler::pgbouncer(&self.node, case.setup, &self.identity).await;
+        let ours = Setup { session: false, ..case.setup };
+        let ours = Pooler::pgsteady(&self.node, ours, &self.identity).await;
+        self.turns(case, &theirs, &ours).await;
     }
-    report(&options, &lines);
-}
 
-/// Lowest, median and highest CPU time per transaction, in microseconds.
-fn spread(samples: &[Sample]) -> (f64, f64, f64) {
-    let mut costs: Vec<f64> = samples.iter().map(Sample::microseconds).collect();
-    costs.sort_by(f64::total_cmp);
-    (costs[0], costs[costs.len() / 2], costs[costs.len() - 1])
-}
-
-fn median_rate(samples: &[Sample]) -> f64 {
-    let mut rates: Vec<f64> = samples.iter().map(|sample| sample.rate).collect();
-    rates.sort_by(f64::total_cmp);
-    rates[rates.len() / 2]
-}
-
-fn report(options: &Options, lines: &[Line]) {
-    let (major, minor) = PgBouncer::version();
-    println!(
-        "\nCPU time of the pooler per transaction, pgbench -S, {} clients, median (min–max) in µs",
-        options.clients
-    );
-    println!("| mode | PgBouncer {major}.{minor} | pgsteady | ratio | transactions/s, each | |");
-    println!("|---|---|---|---|---|---|");
-    let mut results = Vec::new();
-    for line in lines {
-        let (a, b) = (spread(&line.pgbouncer), spread(&line.pgsteady));
-        let ratio = b.1 / a.1;
-        let rates = (median_rate(&line.pgbouncer), median_rate(&line.pgsteady));
-        let shown = |(low, middle, high): (f64, f64, f64)| format!("{middle:.1} ({low:.1}–{high:.1})");
-        println!(
-            "| {} | {} | {} | {ratio:.2} | {:.0} / {:.0} | {} |",
-            line.mode,
-            shown(a),
-            shown(b),
-            rates.0,
-            rates.1,
-            line.note
-        );
-        let pooler = |(low, middle, high): (f64, f64, f64), rate: f64| json!({ "cpu_us": { "min": low, "median": middle, "max": high }, "transactions_per_second": rate });
-        results.push(json!({
-            "mode": line.mode,
-            "note": line.note,
-            "pgbouncer": pooler(a, rates.0),
-            "pgsteady": pooler(b, rates.1),
-            "ratio": ratio,
-        }));
+    /// Measures two of them in turn.
+    async fn turns(&mut self, case: Case, theirs: &Pooler, ours: &Pooler) {
+        let Case { name, work, clients, setup } = case;
+        let one = |pooler, seconds| self.ground.measure(pooler, work, clients, setup.tls, seconds);
+        let (mut a, mut b): (Vec<Sample>, Vec<Sample>) = (Vec::new(), Vec::new());
+        one(theirs, WARM_UP_S).await;
+        one(ours, WARM_UP_S).await;
+        for _ in 0..self.options.rounds {
+            a.push(one(theirs, self.options.seconds).await);
+            b.push(one(ours, self.options.seconds).await);
+        }
+        let line = Line::new(name, clients, &a, &b);
+        eprintln!("{}", line.progress());
+        self.report.lines.push(line);
     }
-    let whole: Value = json!({
-        "pgbouncer_version": format!("{major}.{minor}"),
-        "clients": options.clients,
-        "seconds": options.seconds,
-        "rounds": options.rounds,
-        "results": results,
-    });
-    if let Err(error) = fs::write(&options.output, format!("{whole:#}\n")) {
-        eprintln!("{}: {error}", options.output.display());
+
+    /// A busy few beside many who only have a connection.
+    async fn few_among_many(&mut self) {
+        let name = "simple, beside 2,000 idle clients";
+        if !self.is_wanted(name) {
+            return;
+        }
+        let theirs = Pooler::pgbouncer(&self.node, Setup::PLAIN, &self.identity).await;
+        let ours = Pooler::pgsteady(&self.node, Setup::PLAIN, &self.identity).await;
+        let _idle = [idle::connect(&theirs, MOSTLY_IDLE).await, idle::connect(&ours, MOSTLY_IDLE).await];
+        let case = Case { name, work: Work::Select("simple"), clients: FEW, setup: Setup::PLAIN };
+        self.turns(case, &theirs, &ours).await;
+    }
+
+    async fn memory(&mut self) {
+        if !self.is_wanted("memory") {
+            return;
+        }
+        // prepared statements need PgBouncer's session mode, and there as many servers as clients: it has none to keep
+        let theirs = Pooler::pgbouncer(&self.node, Setup::PLAIN, &self.identity).await;
+        let ours = Pooler::pgsteady(&self.node, Setup::PLAIN, &self.identity).await;
+        let both = (idle::per_client(&theirs, IDLE).await, idle::per_client(&ours, IDLE).await);
+        self.report.memory = Some(both);
+    }
+
+    /// What the look-up of commits in doubt costs where it is on: a managed cluster with it beside one without.
+    async fn price_of_resolving(&mut self) {
+        let name = "TPC-B, commits resolved (beside: not)";
+        if !self.is_wanted(name) {
+            return;
+        }
+        let mut cluster = Cluster::prepare(&Programs::installed(), 3);
+        let primary = cluster.nodes[0].port();
+        cluster.launch(primary).await;
+        self.ground.prepare(&cluster.nodes[0]).await;
+        let (store, case) = (Folder::new("store"), Case { name, work: Work::TpcB, clients: 16, setup: Setup::PLAIN });
+        let without = Pooler::managing(&cluster, &store, false).await;
+        let with = Pooler::managing(&cluster, &Folder::new("store"), true).await;
+        self.turns(case, &without, &with).await;
     }
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::postgres::{as_account, run};
+use crate::programs::{as_account, run};
 
 /// The network of all [`Network`]s: 10.77.NUMBER.HOST. Servers of the tests let it in with a password.
 pub const RANGE: &str = "10.77.0.0/16";

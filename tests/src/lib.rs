@@ -16,6 +16,7 @@ pub mod pgsteady;
 pub mod port;
 pub mod postgres;
 pub mod process;
+mod programs;
 pub mod relay;
 pub mod source;
 pub mod wire;

@@ -14,7 +14,7 @@ use crate::endpoint::Endpoint;
 use crate::folder::{Folder, base, give};
 use crate::host::{self, Host};
 use crate::port::Port;
-use crate::postgres::{Programs, as_account, lock, repository, run};
+use crate::programs::{Programs, as_account, lock, repository, run};
 use crate::{process, wait_for};
 
 /// How long it may take to make a primary and its standbys.
