@@ -175,7 +175,7 @@ impl Member {
              ttl: {ttl}\n    loop_wait: {loop_wait}\n    retry_timeout: {retry_timeout}\n    synchronous_mode: true\n    \
              postgresql: {{use_pg_rewind: true}}\n\
              postgresql:\n  listen: '{place}'\n  connect_address: '{place}'\n  data_dir: '{folder}/data'\n  \
-             bin_dir: '{bin}'\n  pgpass: '{folder}/pgpass'\n  authentication:\n    \
+             bin_dir: '{bin}'\n  pgpass: '{folder}/pgpass'\n  basebackup: [{{checkpoint: fast}}]\n  authentication:\n    \
              superuser: {{username: postgres, password: {PASSWORD}}}\n    \
              replication: {{username: postgres, password: {PASSWORD}}}\n  \
              parameters: {{unix_socket_directories: '{folder}', fsync: 'off', max_connections: 60, \

@@ -149,6 +149,8 @@ pub struct Pgsteady {
     port: Port,
     folder: Folder,
     clock: Option<PathBuf>,
+    /// The program that runs it, with its arguments; empty: none.
+    under: Vec<String>,
 }
 
 impl Pgsteady {
@@ -165,10 +167,26 @@ impl Pgsteady {
     /// # Panics
     /// As [`Pgsteady::start`].
     pub async fn start_on(host: &Host, config: &Config) -> Self {
-        let mut started =
-            Self { process: None, host: host.clone(), port: Port::new(), folder: Folder::new("p"), clock: None };
-        started.configure(config);
+        let mut started = Self::prepare(host, config);
         started.restart().await;
+        started
+    }
+
+    /// The same by another program, whose arguments go on with pgsteady's command.
+    ///
+    /// # Panics
+    /// As [`Pgsteady::start`].
+    pub async fn start_under(program: &[&str], config: &Config) -> Self {
+        let mut started = Self::prepare(&Host::here(), config);
+        started.under = program.iter().map(ToString::to_string).collect();
+        started.restart().await;
+        started
+    }
+
+    fn prepare(host: &Host, config: &Config) -> Self {
+        let (host, folder) = (host.clone(), Folder::new("p"));
+        let started = Self { process: None, host, port: Port::new(), folder, clock: None, under: Vec::new() };
+        started.configure(config);
         started
     }
 
@@ -181,8 +199,16 @@ impl Pgsteady {
         let path = self.folder.path().join("log");
         let log = File::options().create(true).append(true).open(&path).expect("a log can be opened");
         let errors = log.try_clone().expect("a file can be opened twice");
-        let mut command = process::bound_to_us(&program());
-        command.arg("run").arg("-c").arg(self.folder.path().join("pgsteady.toml"));
+        let (program, file) = (program(), self.folder.path().join("pgsteady.toml"));
+        let mut command = match self.under.split_first() {
+            None => process::bound_to_us(&program),
+            Some((under, arguments)) => {
+                let mut command = process::bound_to_us(Path::new(under));
+                command.args(arguments).arg(program);
+                command
+            }
+        };
+        command.arg("run").arg("-c").arg(file);
         if let Some(file) = &self.clock {
             command.env("LD_PRELOAD", FAKETIME).env("FAKETIME_TIMESTAMP_FILE", file);
             command.env("FAKETIME_CACHE_DURATION", "1").env("FAKETIME_DONT_FAKE_MONOTONIC", "1");

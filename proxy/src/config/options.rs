@@ -316,7 +316,7 @@ section! {
         /// Time between probes of a node.
         probe_interval: Duration = "\"250ms\"",
         /// Time after which a probe is taken for lost.
-        probe_timeout: Duration = "\"1s\"",
+        probe_timeout: Duration = "\"750ms\"",
         /// Time to wait while standbys still hear from a primary that this instance cannot reach.
         partition_grace: Duration = "\"5s\"",
         /// Time a crashed primary gets to recover by itself before a standby is promoted.

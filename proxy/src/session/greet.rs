@@ -71,12 +71,12 @@ pub(crate) async fn serve_client(worker: Rc<Worker>, stream: Stream, peer: Peer)
             return;
         }
         Ok(Ok(Greeted::Replication(joined, admitted))) => {
-            joined.run().await;
+            Box::pin(joined.run()).await;
             drop(admitted);
             return;
         }
         Ok(Ok(Greeted::Console(console, admitted))) => {
-            let (wire, end) = console.run().await;
+            let (wire, end) = Box::pin(console.run()).await;
             drop(admitted);
             match end {
                 Some(denial) => refuse(&shared, wire, &denial),
@@ -119,7 +119,7 @@ pub(crate) async fn serve_client(worker: Rc<Worker>, stream: Stream, peer: Peer)
         }
     };
     drop(enrolled);
-    let _ = timeout(super::FAREWELL, wire.say_goodbye()).await;
+    let _ = Box::pin(timeout(super::FAREWELL, wire.say_goodbye())).await;
 }
 
 /// An error of a server as PgBouncer passes it on: without its details, and fatal.
