@@ -72,7 +72,14 @@ pub(crate) struct Wire {
     out: BytesMut,
     /// Received, but not yet a whole frame (or not yet wanted).
     rest: BytesMut,
+    /// Memory of `out` that is kept when all is written: nothing for a client, of which there are many.
+    kept: usize,
+    /// Bytes of `out` that are written while others still wait.
+    gone: usize,
 }
+
+/// Memory that a connection to a server keeps for its next request.
+const KEPT_BYTES: usize = 8 * 1024;
 
 /// What a read brought.
 pub(crate) enum Filled {
@@ -88,7 +95,13 @@ impl Wire {
     /// Nothing is left over yet.
     #[must_use]
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, out: BytesMut::new(), rest: BytesMut::new() }
+        Self { stream, out: BytesMut::new(), rest: BytesMut::new(), kept: 0, gone: 0 }
+    }
+
+    /// The same for a server, to which every request is written in the same memory.
+    #[must_use]
+    pub(crate) fn to_server(stream: Stream) -> Self {
+        Self { kept: KEPT_BYTES, ..Self::new(stream) }
     }
 
     /// The stream itself: while nothing but the handshake uses it.
@@ -159,7 +172,8 @@ impl Wire {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.out.advance(written);
-            if self.out.is_empty() {
+            self.gone += written;
+            if self.out.is_empty() && self.out.capacity() + std::mem::take(&mut self.gone) > self.kept {
                 self.out = BytesMut::new();
             }
         }

@@ -201,7 +201,7 @@ impl Opener {
         }
         origin.process_id = greeted.process_id;
         let cancel = CancelTarget { address: address.clone(), process_id: greeted.process_id, key: greeted.key };
-        let mut wire = Wire::new(stream);
+        let mut wire = Wire::to_server(stream);
         wire.keep(&greeted.rest);
         Ok(Opened { wire, reported, cancel, origin, epoch, born: self.watch.samples_begun() })
     }

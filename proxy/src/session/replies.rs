@@ -58,10 +58,8 @@ impl Session {
                 }
                 Err(why) => break Err(Turn::Lost(why)),
             }
-            if self.answers_are_due {
-                self.client.out().extend_from_slice(&input[from..at]);
+            if self.answers_are_due && self.answer_due(&input[from..at]) {
                 from = at;
-                self.answer_due();
             }
         };
         self.count(Counted::Sent, at as u64);
@@ -201,16 +199,23 @@ impl Session {
         self.held_goes = !self.held.is_empty();
     }
 
-    /// Sends the replies of our own whose turn has come.
-    pub(super) fn answer_due(&mut self) {
+    /// Sends the replies of our own whose turn has come, behind what passed `before` them. `false`: there were none, and
+    /// nothing was sent.
+    pub(super) fn answer_due(&mut self, before: &[u8]) -> bool {
         self.answers_are_due = false;
-        let Some(server) = self.server.as_mut() else { return };
+        let Some(server) = self.server.as_mut() else { return false };
         let server = &mut **server;
         let mut settled = Settled { units: 0, first: None, more: Vec::new() };
+        let mut any = false;
         while let Some(reply) = server.conversation.due(&mut |note, outcome| settled.push(note, outcome)) {
+            if !any {
+                self.client.out().extend_from_slice(before);
+                any = true;
+            }
             self.client.out().extend_from_slice(reply.bytes());
         }
         settled.settle(self);
+        any
     }
 
     fn parameter_status(&mut self, body: &[u8]) -> Result<(), String> {

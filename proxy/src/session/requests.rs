@@ -296,7 +296,7 @@ impl Session {
         passing.cut(frame.at, frame.end, server.wire.out());
         if known {
             server.conversation.answer(Reply::ParseComplete, Some(About::Name(None).note())).map_err(too_much)?;
-            self.answer_due();
+            self.answer_due(&[]);
             return Ok(());
         }
         make_room(server, statement.number, worker.shared.max_prepared());
@@ -408,7 +408,7 @@ impl Session {
         let server = self.loan();
         passing.cut(frame.at, frame.end, server.wire.out());
         server.conversation.answer(Reply::CloseComplete, Some(About::Name(None).note())).map_err(too_much)?;
-        self.answer_due();
+        self.answer_due(&[]);
         Ok(())
     }
 
