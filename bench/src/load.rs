@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use harness::endpoint::Endpoint;
 use harness::folder::{Folder, give};
 use harness::postgres::{Node, Programs, run};
 use harness::process::cpu;
@@ -158,14 +157,4 @@ fn number(report: &str, label: &str) -> f64 {
     let line = report.lines().find_map(|line| line.strip_prefix(label)).unwrap_or("0");
     let digits = line.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or("0");
     digits.parse().unwrap_or(0.0)
-}
-
-/// Waits until what is held open has settled.
-pub(crate) async fn settle() {
-    tokio::time::sleep(Duration::from_millis(300)).await;
-}
-
-/// Where a bench's own client connects.
-pub(crate) fn place(port: u16) -> Endpoint {
-    Endpoint::app(port)
 }

@@ -140,7 +140,7 @@ impl Pooler {
 
     /// pgsteady over a cluster that it manages, with or without the look-up of commits in doubt.
     pub(crate) async fn managing(cluster: &Cluster, store: &Folder, resolve_commits: bool) -> Self {
-        let ports: Vec<u16> = cluster.nodes.iter().map(Node::port).collect();
+        let ports = cluster.ports();
         let config = Config::cluster(cluster, &ports, store.path())
             .set("database.app.pool_size", POOL_SIZE)
             .set("database.app.resolve_commits", resolve_commits);

@@ -12,7 +12,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::signal::Signal;
 
+use crate::process;
 use crate::programs::{as_account, run};
 
 /// The network of all [`Network`]s: 10.77.NUMBER.HOST. Servers of the tests let it in with a password.
@@ -137,6 +139,11 @@ impl Host {
         numbers.filter(is_on_it).collect()
     }
 
+    /// Sends a signal to every process on it; one that is gone already is no error.
+    pub fn signal(&self, signal: Signal) {
+        self.processes().into_iter().for_each(|pid| process::signal(pid, signal));
+    }
+
     /// What runs on it now under the account of PostgreSQL writes no file beyond so many bytes: each write fails (`EFBIG`),
     /// as on a full disk. `None`: as long as it likes.
     pub fn limit_files(&self, bytes: Option<u64>) {
@@ -222,6 +229,12 @@ impl Host {
             run(&mut nft);
         });
     }
+}
+
+/// These hosts without those.
+#[must_use]
+pub fn others<'a>(hosts: &'a [Host], but: &[&Host]) -> Vec<&'a Host> {
+    hosts.iter().filter(|host| but.iter().all(|not| not.address != host.address)).collect()
 }
 
 /// A pipe that holds this much; it has to be less than what a pipe takes (64 KiB).

@@ -197,9 +197,7 @@ impl Member {
     }
 
     fn kill(&mut self) {
-        for pid in self.host.processes() {
-            process::signal(pid, Signal::SIGKILL);
-        }
+        self.host.signal(Signal::SIGKILL);
         if let Some(mut agent) = self.agent.take() {
             let _ = agent.wait();
         }

@@ -22,6 +22,9 @@ const FAKETIME: &str = "/usr/$LIB/faketime/libfaketimeMT.so.1";
 /// How long pgsteady may take to listen, to end, or to log what a test waits for.
 const LIMIT: Duration = Duration::from_secs(15);
 
+/// How long a cluster may take until its standbys count.
+const WHOLE: Duration = Duration::from_secs(30);
+
 /// A configuration file as data.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
@@ -168,33 +171,24 @@ impl Pgsteady {
     /// As [`Pgsteady::start`].
     pub async fn start_on(host: &Host, config: &Config) -> Self {
         let mut started = Self::prepare(host, config);
-        started.restart().await;
+        started.launch().await;
         started
     }
 
-    /// The same by another program, whose arguments go on with pgsteady's command.
-    ///
-    /// # Panics
-    /// As [`Pgsteady::start`].
-    pub async fn start_under(program: &[&str], config: &Config) -> Self {
-        let mut started = Self::prepare(&Host::here(), config);
-        started.under = program.iter().map(ToString::to_string).collect();
-        started.restart().await;
-        started
-    }
-
-    fn prepare(host: &Host, config: &Config) -> Self {
+    /// One that has its place and its configuration, and is not started.
+    #[must_use]
+    pub fn prepare(host: &Host, config: &Config) -> Self {
         let (host, folder) = (host.clone(), Folder::new("p"));
         let started = Self { process: None, host, port: Port::new(), folder, clock: None, under: Vec::new() };
         started.configure(config);
         started
     }
 
-    /// Starts it again after [`Pgsteady::kill`], where it was and with the same configuration.
+    /// Starts it, after [`Pgsteady::kill`] where it was and with the same configuration, and waits until it listens.
     ///
     /// # Panics
     /// When it runs already, or ends instead; its log is shown.
-    pub async fn restart(&mut self) {
+    pub async fn launch(&mut self) {
         assert!(self.process.is_none(), "it runs");
         let path = self.folder.path().join("log");
         let log = File::options().create(true).append(true).open(&path).expect("a log can be opened");
@@ -224,6 +218,11 @@ impl Pgsteady {
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.process.is_some()
+    }
+
+    /// From the next start on this program runs it, whose arguments go on with pgsteady's command.
+    pub fn run_under(&mut self, program: &[&str]) {
+        self.under = program.iter().map(ToString::to_string).collect();
     }
 
     /// From the next start on its wall clock is what this file says, as libfaketime takes it (`+2h`): read each second.
@@ -310,6 +309,13 @@ impl Pgsteady {
         serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"))
     }
 
+    /// Waits until the rule of its cluster has so many standbys.
+    pub async fn counts_on(&self, standbys: usize) {
+        let counted =
+            || async { (self.status().await["rule"]["standbys"].as_array()?.len() == standbys).then_some(()) };
+        wait_for(&format!("{standbys} standbys in the rule"), WHOLE, counted).await;
+    }
+
     fn configure(&self, config: &Config) {
         let address = Value::Array(vec![self.address().to_string().into()]);
         let text = config.clone().set("listen.address", address).text();
@@ -344,13 +350,12 @@ impl Pgsteady {
     /// When it does not end within `limit`.
     pub async fn ended(&mut self, limit: Duration) -> ExitStatus {
         let deadline = tokio::time::Instant::now() + limit;
-        let process = self.process.as_mut().expect("pgsteady runs");
         loop {
+            let process = self.process.as_mut().expect("pgsteady runs");
             if let Some(status) = process.try_wait().expect("a child can be waited for") {
                 return status;
             }
-            let log = || fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
-            assert!(tokio::time::Instant::now() < deadline, "pgsteady did not end:\n{}", log());
+            assert!(tokio::time::Instant::now() < deadline, "pgsteady did not end:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

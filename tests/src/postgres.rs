@@ -294,6 +294,18 @@ impl Cluster {
         Self { nodes: hosts.iter().zip(1..).map(node).collect() }
     }
 
+    /// Where each listens.
+    #[must_use]
+    pub fn ports(&self) -> Vec<u16> {
+        self.nodes.iter().map(Node::port).collect()
+    }
+
+    /// The number of the node of this name.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Option<usize> {
+        self.nodes.iter().position(|node| node.name == name)
+    }
+
     /// Starts them and waits until all standbys stream from `n1`, which they reach at this port.
     pub async fn launch(&mut self, primary: u16) {
         for node in &self.nodes {

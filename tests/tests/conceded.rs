@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use harness::folder::Folder;
 use harness::pgsteady::{Config, Pgsteady};
-use harness::postgres::{Cluster, Node, Programs};
+use harness::postgres::{Cluster, Programs};
 use harness::writers::{self, Writers};
 
 /// Time for the test.
@@ -17,7 +17,7 @@ const SOON: Duration = Duration::from_secs(30);
 fn clients_wait_until_an_operator_accepts_the_loss() {
     harness::run(TEST_S, async {
         let mut cluster = Cluster::prepare(&Programs::installed(), 3);
-        let ports: Vec<u16> = cluster.nodes.iter().map(Node::port).collect();
+        let ports = cluster.ports();
         cluster.launch(ports[0]).await;
         cluster.nodes[0].sql(writers::TABLE).await;
         cluster.nodes[0].sql("GRANT ALL ON written TO app").await;

@@ -84,7 +84,7 @@ impl Scene {
     async fn new(settings: &[(&str, &str)]) -> Self {
         let cluster = Cluster::start(&Programs::installed(), 3).await;
         cluster.nodes[0].sql("CREATE TABLE doubtful (n bigint, form text); GRANT ALL ON doubtful TO PUBLIC").await;
-        let ports: Vec<u16> = cluster.nodes.iter().map(Node::port).collect();
+        let ports = cluster.ports();
         let store = Folder::new("store");
         let mut config = Config::cluster(&cluster, &ports, store.path()).set("auth.method", "trust");
         for (key, value) in [("cluster.main.durability", "strict")].iter().chain(settings) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use harness::folder::Folder;
 use harness::pgsteady::{Config, Pgsteady};
-use harness::postgres::{Cluster, Node, Programs};
+use harness::postgres::{Cluster, Programs};
 use serde_json::Value;
 
 /// Time for one test.
@@ -20,15 +20,11 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let mut cluster = Cluster::prepare(&Programs::installed(), 3);
-        let ports: Vec<u16> = cluster.nodes.iter().map(Node::port).collect();
-        cluster.launch(ports[0]).await;
+        let cluster = Cluster::start(&Programs::installed(), 3).await;
         let store = Folder::new("store");
-        let pgsteady = Pgsteady::start(&Config::cluster(&cluster, &ports, store.path())).await;
+        let pgsteady = Pgsteady::start(&Config::cluster(&cluster, &cluster.ports(), store.path())).await;
         let scene = Self { cluster, pgsteady, _store: store };
-        let whole =
-            || async { (scene.pgsteady.status().await["rule"]["standbys"].as_array()?.len() == 2).then_some(()) };
-        harness::wait_for("both standbys in the rule", SOON, whole).await;
+        scene.pgsteady.counts_on(2).await;
         scene
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use harness::endpoint::{sqlstate, value};
 use harness::folder::Folder;
 use harness::pgsteady::{Config, Pgsteady};
-use harness::postgres::{Cluster, Node, Programs};
+use harness::postgres::{Cluster, Programs};
 use harness::process;
 use harness::wire::{Message, Raw, frame, query};
 use tokio::task::JoinSet;
@@ -28,21 +28,17 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let mut cluster = Cluster::prepare(&Programs::installed(), 3);
-        let ports: Vec<u16> = cluster.nodes.iter().map(Node::port).collect();
-        cluster.launch(ports[0]).await;
+        let cluster = Cluster::start(&Programs::installed(), 3).await;
         let tables = "CREATE TABLE numbers (n int NOT NULL); GRANT ALL ON numbers TO PUBLIC";
         cluster.nodes[0].client().await.batch_execute(tables).await.expect("a table");
         let store = Folder::new("store");
-        let config = Config::cluster(&cluster, &ports, store.path())
+        let config = Config::cluster(&cluster, &cluster.ports(), store.path())
             .set("limits.max_clients", 2 * i64::try_from(CROWD).expect("few"))
             .set("limits.hold_timeout", "60s")
             .set("auth.method", "trust");
         let pgsteady = Pgsteady::start(&config).await;
         let scene = Self { cluster, pgsteady, _store: store };
-        let whole =
-            || async { (scene.pgsteady.status().await["rule"]["standbys"].as_array()?.len() == 2).then_some(()) };
-        harness::wait_for("both standbys in the rule", Duration::from_secs(30), whole).await;
+        scene.pgsteady.counts_on(2).await;
         scene
     }
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use harness::folder::Folder;
+use harness::host::Host;
 use harness::pgsteady::{Config, Pgsteady};
 use harness::postgres::{Node, Programs, repository, run};
 use harness::wire::{Raw, bind, execute, frame, parse, query, sync};
@@ -50,7 +51,9 @@ impl Scene {
             .set("database.app.pool_mode", "transaction");
         let out = format!("--callgrind-out-file={}", counts.path().join("out").display());
         let valgrind = ["valgrind", "-q", "--tool=callgrind", "--instr-atstart=no", &out];
-        let pgsteady = Pgsteady::start_under(&valgrind, &config).await;
+        let mut pgsteady = Pgsteady::prepare(&Host::here(), &config);
+        pgsteady.run_under(&valgrind);
+        pgsteady.launch().await;
         let client = Raw::login(pgsteady.port(), "app", "app").await;
         Self { pgsteady, client, counts, _node: node }
     }
@@ -151,6 +154,7 @@ fn a_query_costs_what_it_did_and_allocates_nothing() {
             let number = |line: &str| line.split(' ').nth(1).and_then(|word| word.parse::<f64>().ok()).unwrap_or(0.0);
             (number(now) / number(before) - 1.0).abs() > TOLERATED
         };
+        assert_eq!(text.lines().count(), expected.lines().count(), "cases: {text}in the baseline: {expected}");
         if !expected.starts_with(&compiler()) {
             eprintln!("the baseline was made with another compiler, so only allocations are looked at: {expected}");
             text.clear();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use harness::endpoint::value;
 use harness::folder::Folder;
 use harness::pgsteady::{Config, Pgsteady};
-use harness::postgres::{Cluster, Node, Programs};
+use harness::postgres::{Cluster, Programs};
 use tokio_postgres::Client;
 
 const IN_RECOVERY: &str = "SELECT pg_is_in_recovery()";
@@ -21,7 +21,7 @@ struct Scene {
 impl Scene {
     async fn new() -> Self {
         let mut cluster = Cluster::prepare(&Programs::installed(), 3);
-        let ports: Vec<u16> = cluster.nodes.iter().map(Node::port).collect();
+        let ports = cluster.ports();
         cluster.launch(ports[0]).await;
         cluster.nodes[0].sql("CREATE TABLE counted (n int)").await;
         cluster.nodes[0].sql("GRANT ALL ON counted TO app").await;

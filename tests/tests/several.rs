@@ -8,7 +8,7 @@ use harness::endpoint::value;
 use harness::etcd::{Etcd, PASSWORD};
 use harness::folder::Folder;
 use harness::pgsteady::{Config, Pgsteady};
-use harness::postgres::{Cluster, Node, Programs};
+use harness::postgres::{Cluster, Programs};
 use harness::process;
 use harness::writers::{self, Record, Writers};
 use nix::sys::signal::Signal;
@@ -125,7 +125,7 @@ async fn prepare(cluster: &mut Cluster) {
 
 /// With a store of its own.
 fn plain(cluster: &Cluster, store: &Path) -> Config {
-    let ports: Vec<u16> = cluster.nodes.iter().map(Node::port).collect();
+    let ports = cluster.ports();
     Config::cluster(cluster, &ports, store).set("limits.hold_timeout", "60s")
 }
 

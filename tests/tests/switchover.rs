@@ -6,7 +6,7 @@ use std::time::Duration;
 use harness::endpoint::sqlstate;
 use harness::folder::Folder;
 use harness::pgsteady::{Config, Pgsteady};
-use harness::postgres::{Cluster, Node, Programs};
+use harness::postgres::{Cluster, Programs};
 use harness::writers::{self, Writers};
 use serde_json::Value;
 
@@ -26,7 +26,7 @@ struct Scene {
 impl Scene {
     async fn new() -> Self {
         let mut cluster = Cluster::prepare(&Programs::installed(), 3);
-        let ports: Vec<u16> = cluster.nodes.iter().map(Node::port).collect();
+        let ports = cluster.ports();
         cluster.launch(ports[0]).await;
         cluster.nodes[0].sql(writers::TABLE).await;
         cluster.nodes[0].sql("GRANT ALL ON written TO app").await;

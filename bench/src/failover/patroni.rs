@@ -9,7 +9,7 @@ use std::time::Duration;
 use harness::endpoint::Endpoint;
 use harness::etcd::Etcd;
 use harness::folder::Folder;
-use harness::host::{Host, Network, Way};
+use harness::host::{self, Host, Network, Way};
 use harness::patroni::{Pace, Patroni};
 use harness::port::Port;
 use harness::{process, wait_for, writers};
@@ -60,14 +60,8 @@ impl System for WithPatroni {
         match event {
             Event::Killed => self.patroni.kill(self.leader),
             Event::Silent => {
-                let others: Vec<&Host> = self
-                    .hosts
-                    .iter()
-                    .enumerate()
-                    .filter(|(host, _)| *host != self.leader)
-                    .map(|(_, host)| host)
-                    .collect();
-                self.hosts[self.leader].cut(&others, Way::Both);
+                let host = &self.hosts[self.leader];
+                host.cut(&host::others(&self.hosts, &[host]), Way::Both);
             }
             Event::Switchover => {
                 let answer = self.patroni.switch_over(self.leader);

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use harness::endpoint::Endpoint;
 use harness::folder::Folder;
-use harness::host::{Host, Network, Way};
+use harness::host::{self, Host, Network, Way};
 use harness::pgsteady::{Config, Pgsteady};
-use harness::postgres::{Cluster, Node, Programs};
+use harness::postgres::{Cluster, Programs};
 use harness::{wait_for, writers};
 use tokio_postgres::Client;
 
@@ -26,7 +26,7 @@ impl WithPgsteady {
         let mut network = Network::new();
         let hosts: Vec<Host> = (0..4).map(|_| network.host()).collect();
         let mut cluster = Cluster::prepare_on(&hosts[..3], &Programs::installed());
-        let ports: Vec<u16> = cluster.nodes.iter().map(Node::port).collect();
+        let ports = cluster.ports();
         cluster.launch(ports[0]).await;
         let table = format!("{}; GRANT ALL ON written TO app", writers::TABLE);
         cluster.nodes[0].client().await.batch_execute(&table).await.expect("a table can be made");
@@ -40,20 +40,14 @@ impl WithPgsteady {
 
     /// Waits until both standbys count; returns the primary.
     async fn whole(&self) -> usize {
-        let primary = || async {
-            let status = self.pgsteady.status().await;
-            let name = status["primary"].as_str()?;
-            let counted = status["rule"]["standbys"].as_array()?.len() == 2;
-            self.cluster.nodes.iter().position(|node| counted && node.name == name)
-        };
-        wait_for("both standbys in the rule", PATIENCE, primary).await
+        self.pgsteady.counts_on(2).await;
+        self.served().await
     }
 
     async fn served(&self) -> usize {
         let primary = || async {
             let status = self.pgsteady.status().await;
-            let name = status["primary"].as_str()?;
-            self.cluster.nodes.iter().position(|node| node.name == name)
+            self.cluster.named(status["primary"].as_str()?)
         };
         wait_for("a primary", PATIENCE, primary).await
     }
@@ -72,14 +66,8 @@ impl System for WithPgsteady {
         match event {
             Event::Killed => self.cluster.nodes[self.primary].kill_tree(),
             Event::Silent => {
-                let others: Vec<&Host> = self
-                    .hosts
-                    .iter()
-                    .enumerate()
-                    .filter(|(host, _)| *host != self.primary)
-                    .map(|(_, host)| host)
-                    .collect();
-                self.hosts[self.primary].cut(&others, Way::Both);
+                let host = &self.hosts[self.primary];
+                host.cut(&host::others(&self.hosts, &[host]), Way::Both);
             }
             Event::Switchover => {
                 let (code, out, err) = self.pgsteady.command(&["switchover", "--json"]).await;

@@ -1,4 +1,4 @@
-//! What must be so after any faults, K1 to K9 of CONTRIBUTING.md: compared with what the clients were told.
+//! What must be so after any faults, K1 to K9 of docs/faults.md: compared with what the clients were told.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -34,22 +34,11 @@ pub(crate) struct Counted {
     pub(crate) dropped: usize,
 }
 
-/// What a segment is compared with.
-pub(crate) struct Before {
-    resources: Vec<(usize, u64)>,
-}
-
-impl Before {
-    pub(crate) fn of(scene: &Scene) -> Self {
-        Self { resources: resources(scene) }
-    }
-
-    /// An instance holds what it held (K8); one that was started since has nothing to compare.
-    pub(crate) fn resources(&self, scene: &Scene, restarted: &BTreeSet<usize>) {
-        for (index, (before, now)) in self.resources.iter().zip(resources(scene)).enumerate() {
-            let grown = now.0 > before.0 + MORE_FILES || now.1 > before.1 + MORE_MEMORY;
-            assert!(!grown || restarted.contains(&index), "K8: instance {index} held {before:?}, now {now:?}");
-        }
+/// An instance holds what it held `before` (K8); one that was started since has nothing to compare.
+pub(crate) fn holds_no_more(scene: &Scene, before: &[(usize, u64)], restarted: &BTreeSet<usize>) {
+    for (index, (before, now)) in before.iter().zip(resources(scene)).enumerate() {
+        let grown = now.0 > before.0 + MORE_FILES || now.1 > before.1 + MORE_MEMORY;
+        assert!(!grown || restarted.contains(&index), "K8: instance {index} held {before:?}, now {now:?}");
     }
 }
 
@@ -60,7 +49,7 @@ pub(crate) async fn timeline(scene: &Scene) -> i32 {
 }
 
 /// Open files and memory of each instance.
-fn resources(scene: &Scene) -> Vec<(usize, u64)> {
+pub(crate) fn resources(scene: &Scene) -> Vec<(usize, u64)> {
     let of = |pid| (process::open_files(pid).expect("it runs"), process::memory(pid).expect("it runs"));
     scene.instances.iter().map(|instance| of(instance.pid())).collect()
 }

@@ -1,4 +1,4 @@
-//! The faults, by their numbers in the fault matrix of CONTRIBUTING.md. Each is brought about here; how long it lasts is
+//! The faults, by their numbers in the fault matrix of docs/faults.md. Each is brought about here; how long it lasts is
 //! said with it, and its end is [`Scene::heal`].
 
 use std::ops::RangeInclusive;
@@ -45,7 +45,7 @@ pub(crate) const ALL: &[Fault] = &[
         if scene.cluster.nodes[scene.primary].is_running() { scene.cluster.nodes[scene.primary].kill_postmaster() }
     })),
     fault("F04", "the primary stands still, then goes on", 8, 1..=1, |scene, _| Box::pin(async {
-        Scene::signal(&scene.node_hosts()[scene.primary], Signal::SIGSTOP);
+        scene.node_hosts()[scene.primary].signal(Signal::SIGSTOP);
     })),
     fault("F05", "the primary's postmaster stands still", 5, 0..=1, |scene, _| Box::pin(async {
         let primary = &scene.cluster.nodes[scene.primary];
@@ -55,37 +55,37 @@ pub(crate) const ALL: &[Fault] = &[
         if scene.cluster.nodes[scene.primary].is_running() { scene.cluster.nodes[scene.primary].stop() }
     })),
     fault("F06s", "a switchover", 1, 1..=1, |scene, _| Box::pin(switch_over(scene))),
-    cut("F07", "the primary is cut from all", 6, 1..=1, |scene, _| Box::pin(async {
+    fault("F07", "the primary is cut from all", 6, 1..=1, |scene, _| Box::pin(async {
         let primary = &scene.node_hosts()[scene.primary];
         primary.cut(&scene.others(&[primary]), Way::Both);
-    })),
-    cut("F08", "the primary is cut from the standbys", 6, 0..=1, |scene, _| Box::pin(async {
+    })).cutting(),
+    fault("F08", "the primary is cut from the standbys", 6, 0..=1, |scene, _| Box::pin(async {
         cut_standbys(scene, Way::Both);
-    })),
-    cut("F09", "the coordinator is cut from the primary", 6, 0..=1, |scene, _| Box::pin(async {
+    })).cutting(),
+    fault("F09", "the coordinator is cut from the primary", 6, 0..=1, |scene, _| Box::pin(async {
         let coordinator = scene.coordinator().await;
         scene.instance_hosts()[coordinator].cut(&[&scene.node_hosts()[scene.primary]], Way::Both);
-    })),
-    cut("F10", "the primary is heard by no standby", 6, 0..=1, |scene, _| Box::pin(async {
+    })).cutting(),
+    fault("F10", "the primary is heard by no standby", 6, 0..=1, |scene, _| Box::pin(async {
         cut_standbys(scene, Way::Out);
-    })),
-    cut("F11", "the coordinator is not heard by etcd", 6, 0..=0, |scene, _| Box::pin(async {
+    })).cutting(),
+    fault("F11", "the coordinator is not heard by etcd", 6, 0..=0, |scene, _| Box::pin(async {
         let coordinator = scene.coordinator().await;
         let members: Vec<&Host> = scene.member_hosts().iter().collect();
         scene.instance_hosts()[coordinator].cut(&members, Way::Out);
-    })),
-    cut("F12", "the primary and the coordinator are cut from all others", 8, 1..=1, |scene, _| Box::pin(async {
+    })).cutting(),
+    fault("F12", "the primary and the coordinator are cut from all others", 8, 1..=1, |scene, _| Box::pin(async {
         let coordinator = scene.coordinator().await;
         let few = [&scene.node_hosts()[scene.primary], &scene.instance_hosts()[coordinator]];
         few.iter().for_each(|host| host.cut(&scene.others(&few), Way::Both));
-    })),
-    cut("F13", "every segment between pgsteady and the primary is answered by a reset", 2, 0..=1, |scene, _| Box::pin(async {
+    })).cutting(),
+    fault("F13", "every segment between pgsteady and the primary is answered by a reset", 2, 0..=1, |scene, _| Box::pin(async {
         let instances: Vec<&Host> = scene.instance_hosts().iter().collect();
         scene.node_hosts()[scene.primary].reset(&instances);
-    })),
-    cut("F14", "the primary's host loses 30 of 100 packets", 6, 0..=1, |scene, _| Box::pin(async {
+    })).cutting(),
+    fault("F14", "the primary's host loses 30 of 100 packets", 6, 0..=1, |scene, _| Box::pin(async {
         scene.node_hosts()[scene.primary].lose(30);
-    })),
+    })).cutting(),
     fault("F15", "the primary's host has a link of 2 Mbit/s", 6, 0..=1, |scene, _| Box::pin(async {
         scene.node_hosts()[scene.primary].slow("2mbit");
     })),
@@ -113,13 +113,13 @@ pub(crate) const ALL: &[Fault] = &[
     fault("F23", "the clock of an instance jumps by two hours", 3, 0..=0, |scene, _| Box::pin(async {
         scene.set_clock("+2h").await;
     })),
-    dropping("F24", "an instance of pgsteady is killed", 2, 0..=0, |scene, random| Box::pin(async {
+    fault("F24", "an instance of pgsteady is killed", 2, 0..=0, |scene, random| Box::pin(async {
         let instance = random.random_range(0..scene.instances.len());
         scene.instances[instance].kill();
-    })),
+    })).dropping(),
     fault("F25", "the coordinator stands still for longer than its lease", 8, 0..=1, |scene, _| Box::pin(async {
         let coordinator = scene.coordinator().await;
-        Scene::signal(&scene.instance_hosts()[coordinator], Signal::SIGSTOP);
+        scene.instance_hosts()[coordinator].signal(Signal::SIGSTOP);
     })),
     fault("F26a", "a member of etcd is killed", 4, 0..=0, |scene, random| Box::pin(async {
         let member = random.random_range(0..scene.etcd.len());
@@ -141,12 +141,12 @@ pub(crate) const ALL: &[Fault] = &[
         let standby = one_standby(scene, random);
         scene.kill(standby);
     })),
-    dropping("F31b", "the primary's host is gone, and the coordinator is killed while it acts", 8, 1..=1, |scene, random| Box::pin(async {
+    fault("F31b", "the primary's host is gone, and the coordinator is killed while it acts", 8, 1..=1, |scene, random| Box::pin(async {
         let coordinator = scene.coordinator().await;
         scene.kill(scene.primary);
         tokio::time::sleep(Duration::from_millis(random.random_range(20..400))).await;
         scene.instances[coordinator].kill();
-    })),
+    })).dropping(),
     fault("F32", "the old primary comes back writable where it was", 4, 1..=1, |scene, _| Box::pin(come_back(scene))),
     fault("F33", "another database system answers where a standby was", 4, 0..=0, |scene, random| Box::pin(async {
         let standby = one_standby(scene, random);
@@ -164,24 +164,18 @@ const fn fault(
     Fault { id, what, lasts: Duration::from_secs(seconds), promotions, cuts: false, drops: false, bring }
 }
 
-const fn cut(
-    id: &'static str,
-    what: &'static str,
-    seconds: u64,
-    promotions: RangeInclusive<i32>,
-    bring: Bring,
-) -> Fault {
-    Fault { cuts: true, ..fault(id, what, seconds, promotions, bring) }
-}
+impl Fault {
+    /// Packets have to be lost.
+    const fn cutting(mut self) -> Self {
+        self.cuts = true;
+        self
+    }
 
-const fn dropping(
-    id: &'static str,
-    what: &'static str,
-    seconds: u64,
-    promotions: RangeInclusive<i32>,
-    bring: Bring,
-) -> Fault {
-    Fault { drops: true, ..fault(id, what, seconds, promotions, bring) }
+    /// An instance loses its clients.
+    const fn dropping(mut self) -> Self {
+        self.drops = true;
+        self
+    }
 }
 
 fn one_standby(scene: &Scene, random: &mut SmallRng) -> usize {

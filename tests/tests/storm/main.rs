@@ -9,10 +9,10 @@ use harness::writers::{Record, Writers};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-use checks::{Before, Counted};
+use checks::Counted;
 use faults::Fault;
 use scene::Scene;
-use workload::{ACCOUNTS, FIRST_BALANCE, Workload};
+use workload::{FIRST_BALANCE, Workload};
 
 mod bites;
 mod cancels;
@@ -84,10 +84,7 @@ async fn storm(seed: u64, rounds: &[Round]) {
 }
 
 async fn segment(scene: &mut Scene, random: &mut SmallRng, rounds: &[Round], totals: &mut Totals) {
-    let empty = format!(
-        "TRUNCATE written, lists, ledger; UPDATE accounts SET balance = {FIRST_BALANCE}; \
-         SELECT count(*) FROM accounts HAVING count(*) = {ACCOUNTS}"
-    );
+    let empty = format!("TRUNCATE written, lists, ledger; UPDATE accounts SET balance = {FIRST_BALANCE}");
     scene.cluster.nodes[scene.primary].client().await.batch_execute(&empty).await.expect("the tables can be emptied");
     let endpoints = scene.endpoints();
     let workload = Workload::start(&endpoints, random.random());
@@ -95,7 +92,7 @@ async fn segment(scene: &mut Scene, random: &mut SmallRng, rounds: &[Round], tot
     let writers: Vec<Writers> =
         endpoints.iter().zip(numbered).map(|(endpoint, workers)| Writers::numbered(endpoint, workers)).collect();
     go_on(&writers).await;
-    let before = Before::of(scene);
+    let before = checks::resources(scene);
     let (mut windows, mut restarted) = (Vec::new(), BTreeSet::new());
     for round in rounds {
         tokio::time::sleep(CALM).await;
@@ -109,7 +106,7 @@ async fn segment(scene: &mut Scene, random: &mut SmallRng, rounds: &[Round], tot
         eprintln!("{names:<10} whole after {:>8.1?}: {}", from.elapsed(), what(round));
         windows.push((names, from, Instant::now()));
     }
-    before.resources(scene, &restarted);
+    checks::holds_no_more(scene, &before, &restarted);
     let shared = workload.stop().await;
     let mut written = Vec::new();
     for writers in writers {

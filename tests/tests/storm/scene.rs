@@ -6,10 +6,9 @@ use std::time::Duration;
 use harness::endpoint::{Endpoint, value};
 use harness::etcd::Etcd;
 use harness::folder::Folder;
-use harness::host::{Host, Network};
+use harness::host::{self, Host, Network};
 use harness::pgsteady::{Config, Pgsteady};
 use harness::postgres::{Cluster, Node, Programs};
-use harness::process;
 use harness::writers;
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -53,7 +52,7 @@ impl Scene {
         let (instances_at, members_at) = others.split_at(INSTANCES);
         let etcd = Etcd::on(members_at).await;
         let mut cluster = Cluster::prepare_on(nodes, &Programs::installed());
-        let ports: Vec<u16> = cluster.nodes.iter().map(Node::port).collect();
+        let ports = cluster.ports();
         cluster.launch(ports[0]).await;
         let tables = format!("{}; GRANT ALL ON written TO app; {}", writers::TABLE, workload::TABLES);
         cluster.nodes[0].client().await.batch_execute(&tables).await.expect("the tables can be made");
@@ -65,14 +64,15 @@ impl Scene {
                 .set("cluster.main.etcd.lease", "3s")
                 .set("cluster.main.etcd.endpoints", endpoints.clone())
                 .set("limits.hold_timeout", "60s");
-            instances.push(Pgsteady::start_on(host, &config).await);
+            instances.push(Pgsteady::prepare(host, &config));
             stores.push(store);
         }
         let last = instances.last_mut().expect("there are several");
         let clock = last.folder().join("clock");
-        last.kill();
         last.set_clock_from(&clock);
-        last.restart().await;
+        for instance in &mut instances {
+            instance.launch().await;
+        }
         let mut scene = Self {
             cluster,
             instances,
@@ -108,7 +108,7 @@ impl Scene {
 
     /// All hosts but these.
     pub(crate) fn others<'a>(&'a self, but: &[&Host]) -> Vec<&'a Host> {
-        self.hosts.iter().filter(|host| but.iter().all(|not| not.address() != host.address())).collect()
+        host::others(&self.hosts, but)
     }
 
     /// The nodes that were standbys when the cluster was last whole.
@@ -131,16 +131,7 @@ impl Scene {
         if self.cluster.nodes[node].is_running() {
             self.cluster.nodes[node].kill_tree();
         }
-        for pid in self.hosts[node].processes() {
-            process::signal(pid, Signal::SIGKILL);
-        }
-    }
-
-    /// Sends a signal to all on a host.
-    pub(crate) fn signal(host: &Host, signal: Signal) {
-        for pid in host.processes() {
-            process::signal(pid, signal);
-        }
+        self.hosts[node].signal(Signal::SIGKILL);
     }
 
     /// Another system's server takes the place of this node.
@@ -164,14 +155,14 @@ impl Scene {
         self.node_hosts().iter().for_each(|host| host.limit_files(None));
         self.stranger = None;
         self.set_clock("+0").await;
-        self.hosts.iter().for_each(|host| Self::signal(host, Signal::SIGCONT));
+        self.hosts.iter().for_each(|host| host.signal(Signal::SIGCONT));
         self.etcd.iter_mut().filter(|member| !member.is_running()).for_each(Etcd::launch);
         for member in &mut self.etcd {
             member.answers().await;
         }
         for instance in &mut self.instances {
             if !instance.is_running() {
-                instance.restart().await;
+                instance.launch().await;
             }
         }
         for standby in self.standbys() {
@@ -217,7 +208,7 @@ impl Scene {
         let mut served = Vec::new();
         for instance in &self.instances {
             let primary = instance.status().await["primary"].as_str()?.to_owned();
-            served.push(self.cluster.nodes.iter().position(|node| node.name == primary)?);
+            served.push(self.cluster.named(&primary)?);
         }
         let agreed = served.windows(2).all(|pair| pair[0] == pair[1]) && self.cluster.nodes[served[0]].is_running();
         agreed.then_some(served[0])
@@ -229,7 +220,7 @@ impl Scene {
         let sql = "SELECT coalesce(string_agg(application_name, ','), '') FROM pg_stat_replication \
                    WHERE state = 'streaming'";
         let names = value(&client, sql).await;
-        names.split(',').filter_map(|name| self.cluster.nodes.iter().position(|node| node.name == name)).collect()
+        names.split(',').filter_map(|name| self.cluster.named(name)).collect()
     }
 
     async fn rebuild(&mut self, node: usize, primary: usize) {
