@@ -29,11 +29,7 @@ fn clients_wait_until_an_operator_accepts_the_loss() {
 
         let (code, _, err) = pgsteady.command(&["failover", "--accept-data-loss"]).await;
         assert!(code != 0 && err.contains("there is a primary that serves"), "{code}: {err}");
-        let both = || async {
-            let status = pgsteady.status().await;
-            (status["rule"]["standbys"].as_array().map(Vec::len) == Some(2)).then_some(())
-        };
-        harness::wait_for("both standbys in the rule", SOON, both).await;
+        pgsteady.counts_on(2).await;
 
         cluster.nodes[1].kill_tree();
         cluster.nodes[0].kill_tree();
