@@ -115,6 +115,7 @@ fn policy(cluster: &Cluster) -> Policy {
         },
         k: cluster.synchronous,
         partition_grace: millis(cluster.partition_grace),
+        stall_grace: millis(cluster.stall_grace),
         crash_restart_grace: millis(cluster.crash_restart_grace),
         ..Policy::default()
     }

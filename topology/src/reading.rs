@@ -36,6 +36,8 @@ pub struct Reading {
     pub timeline: u32,
     /// Next position to be written; `None` on a standby.
     pub inserted: Option<Lsn>,
+    /// How far WAL has reached the disk, while sessions wait for it to; `None` if none does, and on a standby.
+    pub flushing: Option<Lsn>,
     /// Flushed by the receiver; `None` on a primary, and after a standby's restart until it streams.
     pub received: Option<Lsn>,
     /// Replayed; `None` on a primary that never was a standby.
@@ -137,6 +139,9 @@ const EVERYTHING: &str = concat!(
     timeline_of_standby!(),
     " ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END AS timeline,
  CASE WHEN pg_is_in_recovery() THEN NULL ELSE pg_current_wal_insert_lsn() END AS inserted,
+ CASE WHEN NOT pg_is_in_recovery() AND EXISTS (SELECT FROM pg_stat_activity
+   WHERE lower(wait_event) IN ('walwrite', 'walsync', 'walinitwrite', 'walinitsync'))
+   THEN pg_current_wal_flush_lsn() END AS flushing,
  CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() END AS received,
  pg_last_wal_replay_lsn() AS replayed,
  (SELECT coalesce(status, 'hidden') FROM pg_stat_wal_receiver) AS receiver_status,
@@ -238,6 +243,7 @@ fn fields(row: &Row, begun: Instant) -> Result<Reading, Box<dyn std::error::Erro
         in_recovery: row.try_get("in_recovery")?,
         timeline: row.try_get::<_, i32>("timeline")?.cast_unsigned(),
         inserted: lsn("inserted")?,
+        flushing: lsn("flushing")?,
         received: lsn("received")?,
         replayed: lsn("replayed")?,
         receiver: receiver(row, number("heard_ms")?)?,

@@ -83,6 +83,7 @@ impl Names {
             received: reading.received.filter(|_| reading.in_recovery).map(lsn),
             replayed: reading.replayed.filter(|_| reading.in_recovery).map(lsn),
             inserted: reading.inserted.map(lsn),
+            flushing: reading.flushing.map(lsn),
             row: reading.term.as_ref().map(|row| self.row(row)),
             upstream: self.upstream(reading.upstream.as_ref()),
             marker: marked_by(&reading.slot_name).map(Term),

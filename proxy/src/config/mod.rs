@@ -126,6 +126,8 @@ pub struct Cluster {
     pub probe_timeout: Duration,
     /// Patience while standbys still hear from an unreachable primary.
     pub partition_grace: Duration,
+    /// Patience with a primary whose disk takes no WAL.
+    pub stall_grace: Duration,
     /// Patience with a crashed primary that restarts.
     pub crash_restart_grace: Duration,
     /// The nodes, at least one, names and addresses unique.

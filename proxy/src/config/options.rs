@@ -319,6 +319,8 @@ section! {
         probe_timeout: Duration = "\"750ms\"",
         /// Time to wait while standbys still hear from a primary that this instance cannot reach.
         partition_grace: Duration = "\"5s\"",
+        /// Time the WAL of the primary may stand still on its disk while transactions wait for it, before a standby is promoted.
+        stall_grace: Duration = "\"4s\"",
         /// Time a crashed primary gets to recover by itself before a standby is promoted.
         crash_restart_grace: Duration = "\"3s\"",
     }

@@ -74,6 +74,7 @@ impl Reader<'_, '_> {
             probe_interval: options.probe_interval,
             probe_timeout: options.probe_timeout,
             partition_grace: options.partition_grace,
+            stall_grace: options.stall_grace,
             crash_restart_grace: options.crash_restart_grace,
             nodes,
             tls: Arc::new(tls),

@@ -222,6 +222,8 @@ pub struct Report {
     pub replayed: Option<Lsn>,
     /// `pg_current_wal_insert_lsn()`; `None` on a standby.
     pub inserted: Option<Lsn>,
+    /// `pg_current_wal_flush_lsn()` while sessions wait for WAL to reach the disk; `None` if none does, and on a standby.
+    pub flushing: Option<Lsn>,
     /// The term row readable there; `None` if there is no such table or row.
     pub row: Option<TermRow>,
     /// `primary_conninfo`.

@@ -135,6 +135,8 @@ pub struct Policy {
     pub crash_restart_grace: Millis,
     /// How long a silent primary is left alone while k standbys still hear from it.
     pub partition_grace: Millis,
+    /// How long the WAL of a primary may stand still on its disk while sessions wait for it.
+    pub stall_grace: Millis,
     /// A standby hears from the primary if its last message is not older.
     pub fresh: Millis,
     /// How long one attempt to fence enough standbys may take before it is given up and undone.
@@ -167,6 +169,7 @@ impl Default for Policy {
             silences: 3,
             crash_restart_grace: Millis(3_000),
             partition_grace: Millis(3_000),
+            stall_grace: Millis(4_000),
             fresh: Millis(1_000),
             fence_timeout: Millis(10_000),
             retry: Millis(500),

@@ -150,6 +150,7 @@ fn how_lost(lost: Lost) -> &'static str {
         Lost::InRecovery => "is in recovery",
         Lost::OtherSystem => "belongs to another system",
         Lost::WithoutRow => "does not show the term row of its own term",
+        Lost::Stalled => "cannot write its WAL to its disk",
     }
 }
 

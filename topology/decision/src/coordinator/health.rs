@@ -1,6 +1,7 @@
 //! Whether the recorded primary is well, uncertain or lost. Judges the picture; orders nothing.
 
 use super::picture::{Last, Picture, Seen};
+use super::suspecting::within_reach;
 use crate::node::{Millis, NodeId, Report};
 use crate::record::Rule;
 
@@ -19,6 +20,8 @@ pub(crate) enum Lost {
     OtherSystem,
     /// Its term row is older than the rule, or missing: restored or emptied.
     WithoutRow,
+    /// It answers, but its WAL does not reach its disk, so that nothing commits.
+    Stalled,
 }
 
 /// Why it cannot be said yet.
@@ -70,7 +73,7 @@ fn of_report(picture: &Picture, rule: &Rule, seen: &Seen, report: &Report) -> He
         return Health::Doubtful(Doubt::Ahead);
     }
     if !contradicts(picture, rule, report) {
-        return Health::Well;
+        return if is_stalled(picture, rule, seen) { Health::Lost(Lost::Stalled) } else { Health::Well };
     }
     if seen.contradictions < CONTRADICTIONS {
         return Health::Unread;
@@ -82,6 +85,12 @@ fn of_report(picture: &Picture, rule: &Rule, seen: &Seen, report: &Report) -> He
     } else {
         Lost::WithoutRow
     })
+}
+
+/// Whether nothing commits for longer than the grace, and somebody can do better: it still answers those who only read.
+fn is_stalled(picture: &Picture, rule: &Rule, seen: &Seen) -> bool {
+    let stalled = seen.flushing_since.is_some_and(|(_, since)| picture.passed(since, picture.policy.stall_grace));
+    stalled && rule.fences_needed().is_some_and(|need| within_reach(picture, rule).len() >= need)
 }
 
 /// Readings in a row that make a contradiction true. The first may have been taken before our own last act there.
@@ -154,6 +163,7 @@ pub(crate) fn is_gone(picture: &Picture, node: NodeId) -> bool {
 
 /// How long the primary has been failing, for people.
 pub(crate) fn failing_for(picture: &Picture, node: NodeId) -> Millis {
-    let since = picture.seen(node).and_then(|s| s.failing_since.or(s.starting_since));
+    let stalled = |seen: &Seen| seen.flushing_since.map(|(_, since)| since);
+    let since = picture.seen(node).and_then(|s| s.failing_since.or(s.starting_since).or_else(|| stalled(s)));
     since.map_or(Millis(0), |since| picture.now.since(since))
 }

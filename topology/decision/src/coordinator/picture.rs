@@ -3,7 +3,7 @@
 use super::health;
 use crate::action::Action;
 use crate::event::Event;
-use crate::node::{Contact, Millis, NodeId, NodeSet, Report, Term, TermRow};
+use crate::node::{Contact, Lsn, Millis, NodeId, NodeSet, Report, Term, TermRow};
 use crate::policy::{Cluster, Policy};
 use crate::reason::{self, Reason};
 use crate::record::{Record, Rule};
@@ -44,6 +44,8 @@ pub(crate) struct Seen {
     /// When the first of them came.
     pub(crate) failing_since: Option<Millis>,
     pub(crate) starting_since: Option<Millis>,
+    /// Its WAL has reached its disk as far as this, no further, and sessions wait for it, since.
+    pub(crate) flushing_since: Option<(Lsn, Millis)>,
     /// Readings in a row in which the recorded primary is not what the record says: one may be older than our own act.
     pub(crate) contradictions: u32,
     /// Our own connection broke and it was not reached since.
@@ -89,6 +91,10 @@ impl Seen {
                 self.marker_since = match (report.marker, self.marker_since) {
                     (Some(marker), Some((same, since))) if marker == same => Some((same, since)),
                     (marker, _) => marker.map(|m| (m, now)),
+                };
+                self.flushing_since = match (report.flushing, self.flushing_since) {
+                    (Some(flushed), Some((same, since))) if flushed == same => Some((same, since)),
+                    (flushed, _) => flushed.map(|lsn| (lsn, now)),
                 };
                 self.report = Some(Report::clone(report));
             }

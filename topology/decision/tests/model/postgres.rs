@@ -45,6 +45,8 @@ pub(crate) struct Postgres {
     pub(crate) receiver: Option<NodeId>,
     pub(crate) sync_names: SyncNames,
     pub(crate) acks: BTreeMap<NodeId, usize>,
+    /// Its disk takes no more WAL than this.
+    pub(crate) stalled: Option<usize>,
     /// Its WAL's end at the last restart or promotion: all of it is visible, acknowledged or not.
     pub(crate) shown: usize,
     /// `pg_promote` was accepted: nothing can stop it but a crash.
@@ -72,6 +74,7 @@ impl Postgres {
             receiver: (!leads).then_some(leader),
             sync_names: SyncNames::Any { k, cohort },
             acks: if leads { cohort.iter().map(|node| (node, 1)).collect() } else { BTreeMap::new() },
+            stalled: None,
             shown: 1,
             promoting: false,
         }
@@ -94,6 +97,7 @@ impl Postgres {
 
     pub(crate) fn is_acknowledged(&self, at: usize) -> bool {
         match self.sync_names {
+            _ if at > self.flushed() => false,
             SyncNames::Nobody => true,
             SyncNames::Any { k, cohort } => {
                 let flushed = cohort.iter().filter(|node| self.acks.get(node).is_some_and(|lsn| *lsn >= at));
@@ -101,6 +105,15 @@ impl Postgres {
             }
             SyncNames::Other => false,
         }
+    }
+
+    /// As much as is on disk: only that is sent to standbys.
+    pub(crate) fn flushed(&self) -> usize {
+        self.stalled.unwrap_or(self.wal.len())
+    }
+
+    pub(crate) fn stall(&mut self) {
+        self.stalled = self.stalled.or((!self.recovery).then_some(self.wal.len()));
     }
 
     pub(crate) fn timeline(&self) -> u32 {
@@ -121,7 +134,7 @@ impl Postgres {
     }
 
     pub(crate) fn receive(&mut self, upstream: &Postgres, most: usize) {
-        let end = upstream.wal.len().min(self.wal.len() + most);
+        let end = upstream.flushed().min(self.wal.len() + most).max(self.wal.len());
         self.wal.extend_from_slice(&upstream.wal[self.wal.len()..end]);
         let followed: Vec<_> = upstream.history.iter().copied().filter(|(_, begin)| *begin < end).collect();
         if !followed.is_empty() && followed.len() >= self.history.len() {
@@ -156,6 +169,7 @@ impl Postgres {
             received: end.filter(|_| self.recovery && self.receive_known),
             replayed: self.recovery.then_some(Lsn(self.replayed as u64)),
             inserted: end.filter(|_| !self.recovery),
+            flushing: self.stalled.filter(|end| *end < self.wal.len()).map(|end| Lsn(end as u64)),
             row: self.row(),
             upstream: self.upstream,
             marker: self.marker,
@@ -169,6 +183,8 @@ impl Postgres {
     /// The process is gone, with all that was not on disk; a promotion under way is forgotten.
     pub(crate) fn crash(&mut self) {
         self.power = Power::Down;
+        self.wal.truncate(self.flushed());
+        self.stalled = None;
         self.acks.clear();
         self.receiver = None;
         self.promoting = false;
@@ -198,7 +214,7 @@ impl Postgres {
     }
 
     pub(crate) fn clone_from_leader(&mut self, source: &Postgres, leader: NodeId) {
-        self.wal.clone_from(&source.wal);
+        source.wal[..source.flushed()].clone_into(&mut self.wal);
         self.history.clone_from(&source.history);
         self.replayed = self.wal.len();
         self.recovery = true;
@@ -208,6 +224,7 @@ impl Postgres {
         self.receiver = None;
         self.paused = false;
         self.stuck = false;
+        self.stalled = None;
         self.acks.clear();
         self.promoting = false;
         self.system = source.system;

@@ -16,7 +16,7 @@ impl Simulation {
         let any = NodeId(self.dice.below(u64::from(self.plan.nodes)) as u8);
         let node = if self.dice.percent(50) { leader } else { any };
         let p = self.dice.below(self.plan.processes as u64) as usize;
-        let kind = self.dice.below(23);
+        let kind = self.dice.below(25);
         self.say(|| format!("fault {kind} on {node} p{p}"));
         self.fault_on_node(kind, node);
         self.fault_on_process(kind, p, node);
@@ -57,6 +57,8 @@ impl Simulation {
                 postgres.stuck = postgres.recovery;
             }
             13 => self.unstick(),
+            23 if power == Power::Up => self.world.node_mut(node).stall(),
+            24 => self.unstick(),
             _ => {}
         }
     }
@@ -111,6 +113,7 @@ impl Simulation {
         for node in self.all_nodes() {
             let postgres = self.world.node_mut(node);
             (postgres.paused, postgres.stuck) = (false, false);
+            postgres.stalled = None;
         }
     }
 

@@ -158,6 +158,7 @@ pub(crate) fn policy(plan: &Plan) -> Policy {
         shared: plan.shared,
         crash_restart_grace: Millis(600),
         partition_grace: Millis(500),
+        stall_grace: Millis(500),
         fresh: Millis(300),
         fence_timeout: Millis(1_200),
         retry: Millis(100),

@@ -212,6 +212,8 @@ impl Simulation {
                 self.tell_all_lost(node);
             }
             ("freeze", []) => self.world.node_mut(node).power = Power::Frozen,
+            ("stall", []) => self.world.node_mut(node).stall(),
+            ("go-on", []) => self.world.node_mut(node).stalled = None,
             ("thaw", []) => self.world.node_mut(node).power = Power::Up,
             ("cut", [other]) => {
                 let other = node_named(other)?;
