@@ -30,6 +30,7 @@ case $purpose in
         need libfaketime has_file '/usr/lib/*/faketime/libfaketimeMT.so.1'
         need iproute2 command -v tc
         need nftables has_file '/usr/sbin/nft'
+        need e2fsprogs has_file '/usr/sbin/mkfs.ext4'
         need valgrind command -v callgrind_control
         ;;
     compose)

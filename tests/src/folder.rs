@@ -23,7 +23,7 @@ pub fn base() -> PathBuf {
     base
 }
 
-fn open_to_read(path: &Path) {
+pub(crate) fn open_to_read(path: &Path) {
     fs::set_permissions(path, fs::Permissions::from_mode(0o711)).expect("our own folder's mode can be set");
 }
 
@@ -44,8 +44,14 @@ impl Folder {
     /// A new one, for the test or thing of this name, owned by the account of PostgreSQL.
     #[must_use]
     pub fn new(name: &str) -> Self {
+        Self::new_in(&base(), name)
+    }
+
+    /// The same in another folder.
+    #[must_use]
+    pub fn new_in(parent: &Path, name: &str) -> Self {
         // Short: the path of a Unix socket ends after 107 bytes.
-        let folder = tempfile::Builder::new().prefix(name).rand_bytes(6).tempdir_in(base());
+        let folder = tempfile::Builder::new().prefix(name).rand_bytes(6).tempdir_in(parent);
         let path = folder.expect("a temporary folder can be made").keep();
         open_to_read(&path);
         give(&path);
@@ -56,6 +62,15 @@ impl Folder {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Removes what is in it.
+    pub fn empty(&self) {
+        for entry in fs::read_dir(&self.path).expect("a folder of the test can be read") {
+            let path = entry.expect("a folder of the test can be read").path();
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.expect("what is in a folder of the test can be removed");
+        }
     }
 
     /// Writes a file into it.

@@ -10,10 +10,13 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::Signal;
 
+use crate::disk::Disk;
+use crate::folder::Folder;
 use crate::process;
 use crate::programs::{as_account, run};
 
@@ -49,6 +52,8 @@ pub struct Host {
     namespace: Option<Arc<File>>,
     /// That of the bridge, and the name of our port there.
     port: Option<(Arc<File>, String)>,
+    /// Of its servers' WAL; `None`: the disk of everything else.
+    disk: Option<Arc<Disk>>,
 }
 
 /// Which packets between a host and another are dropped.
@@ -95,7 +100,8 @@ impl Network {
             ip(&format!("link add {port} type veth peer name eth0 netns {peer}\nlink set {port} master br0 up"));
         });
         inside(&namespace, || ip(&format!("addr add {address}/24 dev eth0\nlink set eth0 up\nlink set lo up")));
-        let host = Host { address, namespace: Some(Arc::new(namespace)), port: Some((Arc::clone(&self.bridge), port)) };
+        let port = Some((Arc::clone(&self.bridge), port));
+        let host = Host { address, namespace: Some(Arc::new(namespace)), port, disk: None };
         host.heal();
         host
     }
@@ -111,7 +117,33 @@ impl Host {
     /// This machine, as this process sees it: its links are not cut.
     #[must_use]
     pub fn here() -> Self {
-        Self { address: Ipv4Addr::LOCALHOST, namespace: None, port: None }
+        Self { address: Ipv4Addr::LOCALHOST, namespace: None, port: None, disk: None }
+    }
+
+    /// The same with a disk for the WAL of the nodes that are made for it from now on.
+    #[must_use]
+    pub fn with_disk(self, disk: Disk) -> Self {
+        Self { disk: Some(Arc::new(disk)), ..self }
+    }
+
+    /// A new folder on its disk, if it has one.
+    #[must_use]
+    pub fn folder_on_disk(&self, name: &str) -> Option<Folder> {
+        self.disk.as_ref().map(|disk| Folder::new_in(disk.path(), name))
+    }
+
+    fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("this host has a disk of its own")
+    }
+
+    /// What runs on it writes to its disk no more than so often a second.
+    pub fn slow_disk(&self, writes: u32) {
+        self.disk().slow(writes, &self.processes());
+    }
+
+    /// Its disk stands still until it is healed, and no longer than this.
+    pub fn freeze_disk(&self, at_most: Duration) {
+        self.disk().freeze(at_most);
     }
 
     /// Its address.
@@ -202,6 +234,7 @@ impl Host {
     pub fn heal(&self) -> u64 {
         let met = self.met();
         self.rules(NO_FAULT);
+        self.disk.iter().for_each(|disk| disk.heal());
         let end = |device: &str| {
             let ended = Command::new("tc").args(["qdisc", "del", "dev", device, "root"]).stderr(Stdio::null()).status();
             ended.expect("tc can be run: package iproute2");

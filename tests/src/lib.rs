@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 pub mod certificates;
+pub mod disk;
 pub mod endpoint;
 pub mod etcd;
 pub mod folder;

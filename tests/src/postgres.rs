@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::symlink;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -30,6 +31,8 @@ pub struct Node {
     programs: Programs,
     host: Host,
     folder: Folder,
+    /// `pg_wal`, where it is not in the data directory.
+    wal: Option<Folder>,
     port: Port,
     process: Option<Child>,
 }
@@ -60,9 +63,21 @@ impl Node {
         let folder = Folder::new(name);
         run(Command::new("cp").args(["-a", "--reflink=auto"]).arg(golden).arg(folder.path().join("data")));
         let (name, programs) = (name.into(), programs.clone());
-        let node = Self { name, programs, host: host.clone(), folder, port: Port::new(), process: None };
+        let wal = host.folder_on_disk("wal");
+        let node = Self { name, programs, host: host.clone(), folder, wal, port: Port::new(), process: None };
+        node.move_wal();
         node.configure_address();
         node
+    }
+
+    /// To the host's disk, if it has one.
+    fn move_wal(&self) {
+        if let Some(wal) = &self.wal {
+            let ours = self.data().join("pg_wal");
+            run(Command::new("cp").arg("-a").arg(ours.join(".")).arg(wal.path()));
+            fs::remove_dir_all(&ours).expect("a folder of the test can be removed");
+            symlink(wal.path(), ours).expect("a link of the test can be made");
+        }
     }
 
     fn configure_address(&self) {
@@ -340,9 +355,13 @@ impl Cluster {
         let node = &mut self.nodes[node];
         node.remove_shared_memory();
         fs::remove_dir_all(node.data()).expect("the data of a stopped node can be removed");
+        if let Some(wal) = &node.wal {
+            wal.empty();
+        }
         let mut backup = node.programs.command("pg_basebackup");
         backup.args(["-h", &from, "-p", &source_port, "-U", "postgres", "-c", "fast", "-X", "stream", "-D"]);
         run(backup.arg(node.data()));
+        node.move_wal();
         // What was set by ALTER SYSTEM on the source, its own address included, is not this node's.
         fs::write(node.data().join("postgresql.auto.conf"), "").expect("a file of the test can be written");
         node.configure_address();

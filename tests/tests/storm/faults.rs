@@ -36,6 +36,9 @@ pub(crate) type Bring = for<'a> fn(&'a mut Scene, &'a mut SmallRng) -> Pin<Box<d
 /// Bytes after which no file grows. PostgreSQL ignores SIGXFSZ, so that this is to it what a full disk is.
 const FULL_DISK: u64 = 1 << 20;
 
+/// After so long a disk that stands still goes on whatever becomes of the test.
+const FROZEN: Duration = Duration::from_secs(15);
+
 /// What must be so in the end is the same for all of them: see `checks.rs`.
 #[rustfmt::skip]
 pub(crate) const ALL: &[Fault] = &[
@@ -109,6 +112,12 @@ pub(crate) const ALL: &[Fault] = &[
     })),
     fault("F20", "the primary's disk takes no more", 5, 1..=1, |scene, _| Box::pin(async {
         scene.node_hosts()[scene.primary].limit_files(Some(FULL_DISK));
+    })),
+    fault("F21", "the disk of the primary's WAL takes two writes a second", 10, 0..=0, |scene, _| Box::pin(async {
+        scene.node_hosts()[scene.primary].slow_disk(2);
+    })),
+    fault("F22", "the primary's WAL does not reach its disk", 10, 1..=1, |scene, _| Box::pin(async {
+        scene.node_hosts()[scene.primary].freeze_disk(FROZEN);
     })),
     fault("F23", "the clock of an instance jumps by two hours", 3, 0..=0, |scene, _| Box::pin(async {
         scene.set_clock("+2h").await;

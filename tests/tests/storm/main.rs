@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use harness::disk::Mounts;
 use harness::writers::{Record, Writers};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -72,9 +73,9 @@ impl Totals {
 }
 
 /// Runs rounds of faults, with a check of everything after each few.
-async fn storm(seed: u64, rounds: &[Round]) {
+async fn storm(mounts: &Mounts, seed: u64, rounds: &[Round]) {
     let mut random = SmallRng::seed_from_u64(seed);
-    let mut scene = Scene::new().await;
+    let mut scene = Scene::new(mounts).await;
     let (mut totals, began) = (Totals::default(), Instant::now());
     for (number, rounds) in rounds.chunks(SEGMENT).enumerate() {
         segment(&mut scene, &mut random, rounds, &mut totals).await;
@@ -183,7 +184,8 @@ fn every_fault_of_the_matrix() {
     let wanted = |fault: &&Fault| only.as_ref().is_none_or(|only| only.split(',').any(|id| id == fault.id));
     let rounds: Vec<Round> = faults::ALL.iter().filter(wanted).map(|fault| vec![fault]).collect();
     assert!(!rounds.is_empty(), "STORM_ONLY names no fault");
-    harness::run(900, storm(1, &rounds));
+    let mounts = Mounts::new();
+    harness::run(900, storm(&mounts, 1, &rounds));
 }
 
 #[test]
@@ -202,5 +204,6 @@ fn faults_at_random() {
         chosen += round.len();
         rounds.push(round);
     }
-    harness::run(60 * count as u64, storm(seed, &rounds));
+    let mounts = Mounts::new();
+    harness::run(60 * count as u64, storm(&mounts, seed, &rounds));
 }

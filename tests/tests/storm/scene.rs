@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use harness::disk::Mounts;
 use harness::endpoint::{Endpoint, value};
 use harness::etcd::Etcd;
 use harness::folder::Folder;
@@ -29,6 +30,9 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How long after a heal a node may take to find its way back by itself, before its data is replaced.
 const BY_ITSELF: Duration = Duration::from_secs(6);
 
+/// A slow disk would take many seconds for the zeros of a new segment.
+const REACHES_DISK: &str = "fsync = on\nwal_init_zero = off\n";
+
 pub(crate) struct Scene {
     pub(crate) cluster: Cluster,
     pub(crate) instances: Vec<Pgsteady>,
@@ -45,14 +49,16 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    pub(crate) async fn new() -> Self {
+    pub(crate) async fn new(mounts: &Mounts) -> Self {
         let mut network = Network::new();
-        let hosts: Vec<Host> = (0..NODES + INSTANCES + MEMBERS).map(|_| network.host()).collect();
+        let mut hosts: Vec<Host> = (0..NODES).map(|_| network.host().with_disk(mounts.disk())).collect();
+        hosts.extend((0..INSTANCES + MEMBERS).map(|_| network.host()));
         let (nodes, others) = hosts.split_at(NODES);
         let (instances_at, members_at) = others.split_at(INSTANCES);
         let etcd = Etcd::on(members_at).await;
         let mut cluster = Cluster::prepare_on(nodes, &Programs::installed());
         let ports = cluster.ports();
+        cluster.nodes.iter().for_each(|node| node.configure(REACHES_DISK));
         cluster.launch(ports[0]).await;
         let tables = format!("{}; GRANT ALL ON written TO app; {}", writers::TABLE, workload::TABLES);
         cluster.nodes[0].client().await.batch_execute(&tables).await.expect("the tables can be made");
