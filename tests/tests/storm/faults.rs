@@ -12,6 +12,7 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 
 use crate::cancels;
+use crate::guests::{self, Crowd};
 use crate::scene::Scene;
 
 /// A kind of fault.
@@ -27,6 +28,8 @@ pub(crate) struct Fault {
     pub(crate) cuts: bool,
     /// Whether an instance loses its clients.
     pub(crate) drops: bool,
+    /// Whether it brings clients of its own along.
+    pub(crate) judges: bool,
     pub(crate) bring: Bring,
 }
 
@@ -144,6 +147,9 @@ pub(crate) const ALL: &[Fault] = &[
     fault("F29", "statements are cancelled while they commit", 1, 0..=0, |scene, random| Box::pin(async {
         cancels::storm(&scene.endpoints(), random, Duration::from_secs(3)).await;
     })),
+    fault("F30", "clients ask for commits that wait for no standby", 1, 0..=0, |scene, random| Box::pin(async {
+        guests::careless(&scene.endpoints(), random, &mut scene.guests).await;
+    })).judging(),
     fault("F31a", "the primary's host is gone, and a standby's while it may be promoted", 5, 0..=2, |scene, random| Box::pin(async {
         scene.kill(scene.primary);
         tokio::time::sleep(Duration::from_millis(random.random_range(20..500))).await;
@@ -161,6 +167,15 @@ pub(crate) const ALL: &[Fault] = &[
         let standby = one_standby(scene, random);
         scene.replace_by_stranger(standby);
     })),
+    fault("F34", "the primary's host is gone during transactions, copies and a LISTEN", 3, 1..=1, |scene, random| Box::pin(async {
+        guests::busy(&scene.endpoints(), random, &mut scene.guests).await;
+        scene.kill(scene.primary);
+    })).judging(),
+    fault("F35", "the primary's host is gone, and hundreds of clients wait", 3, 1..=1, |scene, random| Box::pin(async {
+        let crowd = Crowd::new(&scene.endpoints(), random).await;
+        scene.kill(scene.primary);
+        crowd.write(&mut scene.guests);
+    })).judging(),
 ];
 
 const fn fault(
@@ -170,13 +185,19 @@ const fn fault(
     promotions: RangeInclusive<i32>,
     bring: Bring,
 ) -> Fault {
-    Fault { id, what, lasts: Duration::from_secs(seconds), promotions, cuts: false, drops: false, bring }
+    Fault { id, what, lasts: Duration::from_secs(seconds), promotions, cuts: false, drops: false, judges: false, bring }
 }
 
 impl Fault {
     /// Packets have to be lost.
     const fn cutting(mut self) -> Self {
         self.cuts = true;
+        self
+    }
+
+    /// Clients of its own are judged.
+    const fn judging(mut self) -> Self {
+        self.judges = true;
         self
     }
 

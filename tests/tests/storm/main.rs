@@ -19,6 +19,7 @@ mod bites;
 mod cancels;
 mod checks;
 mod faults;
+mod guests;
 mod scene;
 mod workload;
 
@@ -133,8 +134,11 @@ async fn round(scene: &mut Scene, random: &mut SmallRng, round: &Round, restarte
     let killed: Vec<usize> = (0..scene.instances.len()).filter(|index| !scene.instances[*index].is_running()).collect();
     let may_drop = round.iter().any(|fault| fault.drops);
     assert!(may_drop != killed.is_empty(), "{}: instances that do not run: {killed:?}", names(round));
-    restarted.extend(killed);
+    let missing = scene.guests.is_empty() && round.len() == 1 && round[0].judges;
+    assert!(!missing, "{}: no client of its own came in", names(round));
     let met = scene.heal().await;
+    guests::leave(&mut scene.guests, &killed).await;
+    restarted.extend(killed);
     let cuts = round.iter().any(|fault| fault.cuts);
     assert!(!cuts || met > 0, "{}: no packet was ever lost", names(round));
 }

@@ -15,6 +15,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use crate::guests::Guests;
 use crate::workload;
 
 /// Nodes, instances and members.
@@ -40,6 +41,8 @@ pub(crate) struct Scene {
     hosts: Vec<Host>,
     /// The primary when the cluster was last whole.
     pub(crate) primary: usize,
+    /// Clients that a fault has brought along.
+    pub(crate) guests: Guests,
     /// A server of another system in the place of a standby.
     stranger: Option<Node>,
     /// What the clock of the last instance is set to, as libfaketime takes it.
@@ -85,6 +88,7 @@ impl Scene {
             etcd,
             hosts,
             primary: 0,
+            guests: Guests::new(),
             stranger: None,
             clock,
             _stores: stores,
