@@ -31,6 +31,7 @@ case $purpose in
         need iproute2 command -v tc
         need nftables has_file '/usr/sbin/nft'
         need e2fsprogs has_file '/usr/sbin/mkfs.ext4'
+        need systemd command -v systemd-socket-activate
         need valgrind command -v callgrind_control
         ;;
     compose)
@@ -45,6 +46,10 @@ case $purpose in
         need curl command -v curl
         need slapd has_file '/usr/sbin/slapd'
         need ldap-utils command -v ldapsearch
+        ;;
+    differential)
+        need curl command -v curl
+        need libevent-dev has_file '/usr/include/event2/event.h'
         ;;
     bench-failover)
         need python3-venv python3 -c 'import ensurepip, venv'

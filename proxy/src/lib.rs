@@ -28,6 +28,7 @@ mod session;
 mod settings;
 mod shared;
 mod stats;
+mod systemd;
 pub mod tls;
 mod wire;
 mod worker;

@@ -1,4 +1,4 @@
-//! The sockets that clients come to: TCP, one for each worker on the same port, and a Unix socket.
+//! The sockets that clients come to: TCP, one for each worker on the same port, and a Unix socket; or what systemd passes.
 
 use std::fs;
 use std::io;
@@ -16,12 +16,16 @@ use tokio::net::{TcpListener, UnixListener};
 use crate::config::{Config, Dialect, Listen};
 use crate::pgbouncer::errno_text;
 use crate::pgbouncer::log::{Level, say};
+use crate::systemd::{self, Passed};
 use crate::wire::Stream;
 
 /// Wait after a failed accept (no file descriptors, say), so that it is not tried in a tight loop.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Seconds of silence before a peer is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Where PgBouncer's Unix socket is if nothing is said.
+const DEFAULT_SOCKET_DIRECTORY: &str = "/tmp";
 
 /// Where a client came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,12 +54,12 @@ impl Peer {
 /// The sockets of one worker.
 pub(crate) struct Listeners {
     tcp: Vec<TcpListener>,
-    unix: Option<UnixListener>,
+    unix: Vec<UnixListener>,
 }
 
 /// The sockets of all workers, bound but not yet listened to by a runtime.
 pub(crate) struct Bound {
-    workers: Vec<(Vec<std::net::TcpListener>, Option<std::os::unix::net::UnixListener>)>,
+    workers: Vec<Part>,
     /// The addresses, with the ports that were chosen for port 0.
     pub(crate) addresses: Vec<SocketAddr>,
     socket_file: Option<SocketFile>,
@@ -82,13 +86,23 @@ impl Drop for SocketFile {
     }
 }
 
-/// Binds everything that the configuration names, for all workers.
+/// Binds everything that the configuration names, for all workers; or takes what systemd listens on already in its place.
 ///
 /// # Errors
 /// An address that cannot be resolved or bound: the text names it.
 pub(crate) fn bind(config: &Config, workers: usize) -> Result<Bound, String> {
     let mut bound = Bound { workers: Vec::new(), addresses: Vec::new(), socket_file: None };
-    bound.workers.resize_with(workers, || (Vec::new(), None));
+    bound.workers.resize_with(workers, Part::default);
+    let unusable = |error| format!("a socket that systemd has passed cannot be used: {error}");
+    let passed = systemd::sockets().map_err(unusable)?;
+    if !passed.is_empty() {
+        ignores_addresses(config);
+        for socket in passed {
+            let place = bound.take_over(socket, &TcpOptions::of(config)).map_err(unusable)?;
+            listening(config, format_args!("{place}"));
+        }
+        return Ok(bound);
+    }
     let is_pgbouncer = config.dialect.pgbouncer().is_some();
     for address in &config.listen.address {
         let resolved = address.resolve().map_err(|error| format!("cannot listen on {address}: {error}"))?;
@@ -109,7 +123,7 @@ pub(crate) fn bind(config: &Config, workers: usize) -> Result<Bound, String> {
         let listener = bind_unix(&file, &config.listen)
             .map_err(|error| format!("cannot listen on {}: {error}", file.display()))?;
         bound.socket_file = Some(SocketFile::new(file.clone()));
-        bound.workers[0].1 = Some(listener);
+        bound.workers[0].1.push(listener);
         listening(config, format_args!("unix:{}", file.display()));
     }
     if bound.addresses.is_empty() && bound.socket_file.is_none() {
@@ -122,6 +136,20 @@ fn listening(config: &Config, place: std::fmt::Arguments<'_>) {
     match config.dialect {
         Dialect::Native => tracing::info!(address = %place, "listening"),
         Dialect::PgBouncer(_) => say(Level::Log, format_args!("listening on {place}")),
+    }
+}
+
+/// Says which settings do not count because there are sockets already.
+fn ignores_addresses(config: &Config) {
+    let Some(loaded) = config.dialect.pgbouncer() else {
+        return tracing::info!("systemd has passed sockets: the addresses in [listen] do not count");
+    };
+    let settings = &loaded.settings;
+    if !settings.listen_addr.is_empty() {
+        say(Level::Warning, format_args!("sockets passed from service manager, cf_listen_addr ignored"));
+    }
+    if !["", DEFAULT_SOCKET_DIRECTORY].contains(&settings.unix_socket_dir.as_str()) {
+        say(Level::Warning, format_args!("sockets passed from service manager, cf_unix_socket_dir ignored"));
     }
 }
 
@@ -181,13 +209,35 @@ impl Bound {
         Ok(address)
     }
 
+    /// Listens on a socket that listens already, TCP for all workers; where it is.
+    fn take_over(&mut self, socket: Passed, tcp: &TcpOptions) -> io::Result<String> {
+        match socket {
+            Passed::Tcp(listener) => {
+                tcp.prepare(&SockRef::from(&listener))?;
+                listener.set_nonblocking(true)?;
+                let address = listener.local_addr()?;
+                for worker in &mut self.workers {
+                    worker.0.push(listener.try_clone()?);
+                }
+                self.addresses.push(address);
+                Ok(address.to_string())
+            }
+            Passed::Unix(listener) => {
+                listener.set_nonblocking(true)?;
+                let address = listener.local_addr()?;
+                self.workers[0].1.push(listener);
+                Ok(address.as_pathname().map_or("unix".to_owned(), |file| format!("unix:{}", file.display())))
+            }
+        }
+    }
+
     /// The sockets of one worker, once; to be called on its runtime.
     ///
     /// # Errors
     /// The runtime cannot watch them.
     pub(crate) fn take(parts: Part) -> io::Result<Listeners> {
         let tcp = parts.0.into_iter().map(TcpListener::from_std).collect::<io::Result<_>>()?;
-        let unix = parts.1.map(UnixListener::from_std).transpose()?;
+        let unix = parts.1.into_iter().map(UnixListener::from_std).collect::<io::Result<_>>()?;
         Ok(Listeners { tcp, unix })
     }
 
@@ -204,13 +254,13 @@ impl Bound {
 }
 
 /// The sockets of one worker, not yet on its runtime.
-pub(crate) type Part = (Vec<std::net::TcpListener>, Option<std::os::unix::net::UnixListener>);
+pub(crate) type Part = (Vec<std::net::TcpListener>, Vec<std::os::unix::net::UnixListener>);
 
 impl Listeners {
-    /// Closes all but the Unix socket; `false` if there is none.
+    /// Closes all but the Unix sockets; `false` if there is none.
     pub(crate) fn keep_unix_alone(&mut self) -> bool {
         self.tcp.clear();
-        self.unix.is_some()
+        !self.unix.is_empty()
     }
 
     /// The next client.
@@ -234,15 +284,15 @@ impl Listeners {
                 return Poll::Ready(accepted.map(|(stream, peer)| (Stream::Tcp(stream), Peer::Tcp(peer))));
             }
         }
-        if let Some(listener) = &self.unix
-            && let Poll::Ready(accepted) = listener.poll_accept(cx)
-        {
-            return Poll::Ready(accepted.map(|(stream, _)| {
-                let credentials = stream.peer_cred().ok();
-                let pid = credentials.as_ref().and_then(|known| known.pid()).unwrap_or(0);
-                let uid = credentials.map_or(u32::MAX, |known| known.uid());
-                (Stream::Unix(stream), Peer::Unix { pid, uid })
-            }));
+        for listener in &self.unix {
+            if let Poll::Ready(accepted) = listener.poll_accept(cx) {
+                return Poll::Ready(accepted.map(|(stream, _)| {
+                    let credentials = stream.peer_cred().ok();
+                    let pid = credentials.as_ref().and_then(|known| known.pid()).unwrap_or(0);
+                    let uid = credentials.map_or(u32::MAX, |known| known.uid());
+                    (Stream::Unix(stream), Peer::Unix { pid, uid })
+                }));
+            }
         }
         Poll::Pending
     }

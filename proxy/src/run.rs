@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::console::Order;
 use crate::log::Started;
 use crate::serve::Proxy;
+use crate::systemd;
 
 /// Between two looks at whether the last client has gone.
 const END_POLL: Duration = Duration::from_millis(20);
@@ -33,6 +34,7 @@ async fn serve(config: Arc<Config>, log: &Started) -> Result<(), String> {
     let clusters = Clusters::start(&config)?;
     let mut proxy = Proxy::start(&config, clusters.watches())?;
     let mut current = config;
+    systemd::ready();
     loop {
         tokio::select! {
             _ = reloads.recv() => current = reload(&proxy, current, log).0,
@@ -54,6 +56,7 @@ async fn serve(config: Arc<Config>, log: &Started) -> Result<(), String> {
             }
         }
     }
+    systemd::stopping();
     proxy.drain();
     let deadline = Instant::now() + current.limits.shutdown_timeout;
     while !proxy.is_drained() && Instant::now() < deadline {
@@ -68,6 +71,13 @@ async fn serve(config: Arc<Config>, log: &Started) -> Result<(), String> {
 
 /// A bad file never replaces a good one.
 fn reload(proxy: &Proxy, current: Arc<Config>, log: &Started) -> (Arc<Config>, bool) {
+    systemd::reloading();
+    let taken = take_new(proxy, current, log);
+    systemd::ready();
+    taken
+}
+
+fn take_new(proxy: &Proxy, current: Arc<Config>, log: &Started) -> (Arc<Config>, bool) {
     let new = match Config::load(&current.file) {
         Ok(new) => Arc::new(new),
         Err(errors) => {

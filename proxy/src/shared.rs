@@ -23,6 +23,7 @@ use crate::listener::TcpOptions;
 use crate::pgbouncer::log::{Level, say};
 use crate::pool::{Budget, CancelTarget, Terms};
 use crate::stats::{Counters, Totals};
+use crate::systemd;
 use crate::tls::TlsState;
 
 /// Entries that may be made from the template `*`.
@@ -297,8 +298,10 @@ impl Shared {
         for entry in entries {
             all.add(&entry.period_ends(gone));
         }
+        let line = crate::console::stats_line(&all);
+        systemd::status(&line);
         if settings.is_some_and(|settings| settings.log_stats != 0) {
-            crate::console::log_stats(&all);
+            say(Level::Log, format_args!("{line}"));
         }
     }
 

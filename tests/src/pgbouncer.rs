@@ -3,8 +3,9 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::Ipv4Addr;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -33,15 +34,40 @@ impl PgBouncer {
     /// # Panics
     /// When it ends instead; its log is shown.
     pub async fn start(databases: &str, settings: &str, users: &str) -> Self {
+        Self::start_program(None, databases, settings, users).await
+    }
+
+    /// The same with PgBouncer itself, if its program is given.
+    ///
+    /// # Panics
+    /// When it ends instead; its log is shown.
+    pub async fn start_program(theirs: Option<&Path>, databases: &str, settings: &str, users: &str) -> Self {
         let folder = Folder::new("b");
         let port = Port::new();
         folder.write("userlist.txt", users);
         let file = folder.write("pgbouncer.ini", &ini(folder.path(), port.number(), databases, settings));
-        let mut started = Self { process: launch(&file, &[]), port, folder };
+        let process = theirs.map_or_else(|| launch(&file, &[]), |theirs| run(process::bound_to_us(theirs), &file, &[]));
+        let mut started = Self { process, port, folder };
         let (port, log) = (started.port(), started.folder.path().join("log"));
         let log = || fs::read_to_string(&log).unwrap_or_default();
         process::listens(&mut started.process, (Ipv4Addr::LOCALHOST, port).into(), LIMIT, log).await;
         started
+    }
+
+    /// The same under systemd's own program for socket activation, which listens at this port and at a Unix socket and starts
+    /// it with the first client, and with a socket that hears what systemd would be told; both have to be waited for.
+    pub fn activated(databases: &str, settings: &str, users: &str) -> (Self, UnixDatagram) {
+        let folder = Folder::new("b");
+        let (port, notify) = (Port::new(), folder.path().join("notify"));
+        let heard = UnixDatagram::bind(&notify).expect("a socket of the test can be made");
+        folder::give(&notify);
+        folder.write("userlist.txt", users);
+        let file = folder.write("pgbouncer.ini", &ini(folder.path(), port.number(), databases, settings));
+        let mut command = process::bound_to_us(Path::new("systemd-socket-activate"));
+        command.arg("-l").arg(format!("127.0.0.1:{}", port.number())).arg("-l");
+        command.arg(folder.path().join(format!(".s.PGSQL.{}", port.number())));
+        command.arg("-E").arg(format!("NOTIFY_SOCKET={}", notify.display())).arg(program()).arg("pgbouncer");
+        (Self { process: run(command, &file, &[]), port, folder }, heard)
     }
 
     /// Another process with `-R`, which takes the place of this one; the old process.
@@ -136,7 +162,12 @@ impl Drop for PgBouncer {
 /// Runs as the account that PostgreSQL runs as: PgBouncer refuses to be root.
 fn launch(file: &Path, options: &[&str]) -> Child {
     let mut command = process::bound_to_us(&program());
-    command.arg("pgbouncer").arg("-q").args(options);
+    command.arg("pgbouncer");
+    run(command, file, options)
+}
+
+fn run(mut command: Command, file: &Path, options: &[&str]) -> Child {
+    command.arg("-q").args(options);
     if let Some(account) = folder::account() {
         command.arg("-u").arg(account.name);
     }

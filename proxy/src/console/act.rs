@@ -10,7 +10,7 @@ use tokio::time::sleep;
 use topology::Verdict;
 
 use super::answer::Table;
-use super::command::Command;
+use super::command::{Command, is_ignored};
 use super::{Access, Order, show};
 use crate::control::switch_over;
 use crate::counts::Ending;
@@ -23,16 +23,6 @@ use crate::shared::{CONSOLE, Shared};
 const DRAIN: Duration = Duration::from_secs(2);
 /// Between two looks at whether what is waited for has come.
 const POLL: Duration = Duration::from_millis(20);
-/// Settings of PostgreSQL that drivers set on every connection: taken, without effect.
-const IGNORED: [&str; 6] = [
-    "extra_float_digits",
-    "client_encoding",
-    "datestyle",
-    "timezone",
-    "standard_conforming_strings",
-    "application_name",
-];
-
 /// Why a command was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {
@@ -43,6 +33,11 @@ pub(super) struct Refusal {
 impl Refusal {
     pub(super) fn new(text: impl Into<String>) -> Self {
         Self { text: text.into(), sqlstate: sqlstate::PROTOCOL_VIOLATION }
+    }
+
+    /// There is no such command.
+    pub(super) fn unknown(said: &str) -> Self {
+        Self::new(format!("invalid command '{said}', use SHOW HELP;"))
     }
 }
 
@@ -55,7 +50,7 @@ pub(super) async fn carry_out(
 ) -> Result<Option<Table>, Refusal> {
     match command {
         Command::Empty => {}
-        Command::Show(what) => return show::table(shared, what, access, notices),
+        Command::Show(what, said) => return show::table(shared, (what, said), access, notices),
         Command::Set(key, value) => set(shared, key, value, notices).await?,
         Command::Reload => reload(shared).await?,
         Command::Pause(None) => pause_all(shared).await?,
@@ -75,7 +70,7 @@ pub(super) async fn carry_out(
         }
         Command::Kill(name) => kill(shared, name.as_deref()).await?,
         Command::KillClient(id) => kill_client(shared, id.as_deref()).await?,
-        Command::Shutdown(how) => shutdown(shared, how.as_deref()).await?,
+        Command::Shutdown(how) => shutdown(shared, *how).await?,
         Command::Switchover(node) => switchover(shared, node.as_deref()).await?,
     }
     Ok(None)
@@ -133,8 +128,8 @@ async fn reload(shared: &Arc<Shared>) -> Result<(), Refusal> {
 }
 
 async fn set(shared: &Arc<Shared>, key: &str, value: &str, notices: &mut Vec<Report>) -> Result<(), Refusal> {
-    if IGNORED.iter().any(|known| known.eq_ignore_ascii_case(key)) {
-        notices.push(Report::notice("SET ignored"));
+    if is_ignored(key) {
+        notices.push(Report::notice("SET ignored").terse());
         return Ok(());
     }
     if !shared.is_pgbouncer() {
@@ -143,7 +138,7 @@ async fn set(shared: &Arc<Shared>, key: &str, value: &str, notices: &mut Vec<Rep
     let (key, value) = (key.to_owned(), value.to_owned());
     let done = answer(shared, |sender| Order::Set(key, value, sender)).await?;
     if let Some(notice) = done.map_err(|_| Refusal::new("SET failed"))? {
-        notices.push(Report::notice(notice));
+        notices.push(Report::notice(notice).terse());
     }
     Ok(())
 }
@@ -317,13 +312,7 @@ async fn gone(shared: &Shared, ids: &[u64]) {
     }
 }
 
-async fn shutdown(shared: &Arc<Shared>, how: Option<&str>) -> Result<(), Refusal> {
-    let ending = match how.map(str::to_ascii_lowercase).as_deref() {
-        None => None,
-        Some("wait_for_servers") => Some(Ending::WaitForServers),
-        Some("wait_for_clients") => Some(Ending::WaitForClients),
-        Some(other) => return Err(Refusal::new(format!("invalid command 'SHUTDOWN {other}', use SHOW HELP;"))),
-    };
+async fn shutdown(shared: &Arc<Shared>, ending: Option<Ending>) -> Result<(), Refusal> {
     if ending.is_some() && shared.ending().is_some() {
         return Err(Refusal::new("already shutting down"));
     }

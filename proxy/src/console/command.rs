@@ -7,13 +7,15 @@ const MAX_VALUE: usize = 255;
 /// Longest name of a command in bytes.
 const MAX_NAME: usize = 15;
 
+use crate::counts::Ending;
+
 /// What the console was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Command {
     /// Nothing.
     Empty,
-    /// SHOW, or SELECT, with what.
-    Show(String),
+    /// SHOW, or SELECT, with what; and the words in which it was asked for.
+    Show(String, String),
     /// SET of a setting to a value.
     Set(String, String),
     /// RELOAD.
@@ -37,9 +39,24 @@ pub(super) enum Command {
     /// KILL_CLIENT with a number.
     KillClient(Option<String>),
     /// SHUTDOWN, perhaps with what is waited for.
-    Shutdown(Option<String>),
+    Shutdown(Option<Ending>),
     /// SWITCHOVER, perhaps to a node.
     Switchover(Option<String>),
+}
+
+/// Settings of PostgreSQL that drivers set on every connection: taken, without effect.
+const IGNORED: [&str; 6] = [
+    "extra_float_digits",
+    "client_encoding",
+    "datestyle",
+    "timezone",
+    "standard_conforming_strings",
+    "application_name",
+];
+
+/// Whether SET takes a setting without effect.
+pub(super) fn is_ignored(key: &str) -> bool {
+    IGNORED.iter().any(|known| known.eq_ignore_ascii_case(key))
 }
 
 /// Why a text is no command.
@@ -54,8 +71,8 @@ pub(super) enum NoCommand {
 impl Command {
     /// Reads one command.
     pub(super) fn read(text: &str) -> Result<Self, NoCommand> {
-        let text = text.trim();
-        let text = text.strip_suffix(';').unwrap_or(text).trim_end();
+        let said = text.trim();
+        let text = said.strip_suffix(';').unwrap_or(said).trim_end();
         if text.is_empty() {
             return Ok(Self::Empty);
         }
@@ -69,7 +86,7 @@ impl Command {
         }
         let argument = argument(rest)?;
         Ok(match (name.as_str(), argument) {
-            ("show" | "select", Some(what)) => Self::Show(what.to_ascii_lowercase()),
+            ("show" | "select", Some(what)) => Self::Show(what.to_ascii_lowercase(), said.to_owned()),
             ("reload", None) => Self::Reload,
             ("pause", database) => Self::Pause(database),
             ("resume", database) => Self::Resume(database),
@@ -80,7 +97,13 @@ impl Command {
             ("wait_close", database) => Self::WaitClose(database),
             ("kill", database) => Self::Kill(database),
             ("kill_client", id) => Self::KillClient(id),
-            ("shutdown", how) => Self::Shutdown(how),
+            ("shutdown", None) => Self::Shutdown(None),
+            ("shutdown", Some(how)) if how.eq_ignore_ascii_case("wait_for_servers") => {
+                Self::Shutdown(Some(Ending::WaitForServers))
+            }
+            ("shutdown", Some(how)) if how.eq_ignore_ascii_case("wait_for_clients") => {
+                Self::Shutdown(Some(Ending::WaitForClients))
+            }
             ("switchover", node) => Self::Switchover(node),
             _ => return Err(NoCommand::Invalid),
         })
@@ -90,7 +113,8 @@ impl Command {
     pub(super) fn tag(&self) -> String {
         let tag = match self {
             Self::Empty => "",
-            Self::Show(_) => "SHOW",
+            Self::Show(..) => "SHOW",
+            Self::Set(key, _) if is_ignored(key) => "SET",
             Self::Set(key, value) => return format!("SET {key}={value}"),
             Self::Reload => "RELOAD",
             Self::Pause(_) => "PAUSE",
@@ -110,7 +134,7 @@ impl Command {
 
     /// Whether it changes something.
     pub(super) fn acts(&self) -> bool {
-        !matches!(self, Self::Empty | Self::Show(_))
+        !matches!(self, Self::Empty | Self::Show(..))
     }
 }
 
@@ -178,8 +202,8 @@ mod tests {
     fn commands_are_read_as_pgbouncer_reads_them() {
         let some = |text: &str| Some(text.to_owned());
         for (text, command) in [
-            ("SHOW POOLS;", Command::Show("pools".into())),
-            ("  show  Version ", Command::Show("version".into())),
+            ("SHOW POOLS;", Command::Show("pools".into(), "SHOW POOLS;".into())),
+            ("  show  Version ", Command::Show("version".into(), "show  Version".into())),
             ("pause", Command::Pause(None)),
             ("PAUSE p0;", Command::Pause(some("p0"))),
             ("pause \"My \"\"db\"\"\"", Command::Pause(some("My \"db\""))),

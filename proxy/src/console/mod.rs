@@ -256,7 +256,7 @@ impl Console {
     }
 
     fn report(&mut self, refusal: &Refusal) {
-        let report = Report::error(refusal.sqlstate, refusal.text.as_str());
+        let report = Report::error(refusal.sqlstate, refusal.text.as_str()).terse();
         report.write(self.wire.out()).expect("our own texts are short");
         crate::pgbouncer::log::say(
             crate::pgbouncer::log::Level::Warning,
@@ -293,7 +293,7 @@ impl Console {
         match Command::read(text) {
             Ok(command) if command.acts() && self.access != Access::Admin => Err(Refusal::new("admin access needed")),
             Ok(command) => Ok(command),
-            Err(NoCommand::Invalid) => Err(Refusal::new(format!("invalid command '{}', use SHOW HELP;", text.trim()))),
+            Err(NoCommand::Invalid) => Err(Refusal::unknown(text.trim())),
             Err(NoCommand::BadArguments) => Err(Refusal::new("bad arguments")),
         }
     }
@@ -378,7 +378,7 @@ impl Console {
         };
         let command = self.command(&text)?;
         let table = match &command {
-            Command::Show(_) => {
+            Command::Show(..) => {
                 let shared = self.worker.shared.clone();
                 act::carry_out(&shared, &command, self.access, &mut Vec::new()).await?
             }
@@ -462,23 +462,20 @@ async fn ended(client: &Client) -> Denial {
 }
 
 /// PgBouncer's line at the end of each period.
-pub(crate) fn log_stats(averages: &Totals) {
+pub(crate) fn stats_line(averages: &Totals) -> String {
     let n = |what| averages.get(what);
-    crate::pgbouncer::log::say(
-        crate::pgbouncer::log::Level::Log,
-        format_args!(
-            "stats: {} xacts/s, {} queries/s, {} client parses/s, {} server parses/s, {} binds/s, in {} B/s, out {} B/s, \
-             xact {} us, query {} us, wait {} us",
-            n(Counted::Transactions),
-            n(Counted::Queries),
-            n(Counted::ClientParses),
-            n(Counted::ServerParses),
-            n(Counted::Binds),
-            n(Counted::Received),
-            n(Counted::Sent),
-            n(Counted::TransactionTime),
-            n(Counted::QueryTime),
-            n(Counted::WaitTime)
-        ),
-    );
+    format!(
+        "stats: {} xacts/s, {} queries/s, {} client parses/s, {} server parses/s, {} binds/s, in {} B/s, out {} B/s, \
+         xact {} us, query {} us, wait {} us",
+        n(Counted::Transactions),
+        n(Counted::Queries),
+        n(Counted::ClientParses),
+        n(Counted::ServerParses),
+        n(Counted::Binds),
+        n(Counted::Received),
+        n(Counted::Sent),
+        n(Counted::TransactionTime),
+        n(Counted::QueryTime),
+        n(Counted::WaitTime)
+    )
 }

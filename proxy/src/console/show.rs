@@ -1,6 +1,6 @@
 //! SHOW: which table is which, and those about configuration, entries, users and pools.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -41,16 +41,16 @@ const HELP: &str = "\n\tSHOW HELP|CONFIG|DATABASES|POOLS|CLIENTS|SERVERS|USERS|V
 
 use Type::{Int4, Int8, Text};
 
-/// The rows of a SHOW; none where there is only a notice.
+/// The rows of a SHOW, which was asked for in these words; none where there is only a notice.
 pub(super) fn table(
     shared: &Arc<Shared>,
-    what: &str,
+    (what, said): (&str, &str),
     access: Access,
     notices: &mut Vec<Report>,
 ) -> Result<Option<Table>, Refusal> {
     let table = match what {
         "help" => {
-            notices.push(Report::notice("Console usage").detail(HELP));
+            notices.push(Report::notice("Console usage").detail(HELP).terse());
             return Ok(None);
         }
         "version" => Table::one("version", VERSION),
@@ -88,7 +88,7 @@ pub(super) fn table(
         "standard_conforming_strings" => Table::one("standard_conforming_strings", "on"),
         "datestyle" => Table::one("datestyle", "ISO"),
         "timezone" => Table::one("timezone", "GMT"),
-        other => return Err(Refusal::new(format!("invalid command 'SHOW {other}', use SHOW HELP;"))),
+        _ => return Err(Refusal::unknown(said)),
     };
     Ok(Some(table))
 }
@@ -107,11 +107,9 @@ fn config(shared: &Shared) -> Table {
     let mut table = Table::new(&[("key", Text), ("value", Text), ("default", Text), ("changeable", Text)]);
     let config = shared.config();
     let Some(loaded) = config.dialect.pgbouncer() else { return table };
-    for setting in SETTINGS {
-        let default = setting.default.map(str::to_owned).map(|text| match setting.name {
-            "unix_socket_mode" => "511".to_owned(),
-            _ => text,
-        });
+    // another name of `job_name` is not shown
+    for setting in SETTINGS.iter().filter(|setting| setting.name != "service_name") {
+        let default = setting.default.map(str::to_owned);
         let changeable = if setting.live { "yes" } else { "no" };
         table.push(vec![
             setting.name.into(),
@@ -208,7 +206,7 @@ fn databases(shared: &Shared) -> Table {
         2.into(),
         0.into(),
         0.into(),
-        0.into(),
+        config.limits.server_lifetime.unwrap_or_default().as_secs().into(),
         "statement".into(),
         None.into(),
         0.into(),
@@ -318,15 +316,23 @@ const USERS: &[Column] = &[
     ("current_client_connections", Int4),
 ];
 
+/// All that are known, and in PgBouncer's dialect whoever is on its console without a name of their own.
+fn user_names(shared: &Shared) -> BTreeSet<Arc<str>> {
+    let mut names: BTreeSet<Arc<str>> = shared.store.listed().into_iter().collect();
+    names.extend(shared.config().users.keys().cloned());
+    names.extend(shared.users().into_iter().map(|(name, _)| name));
+    if shared.is_pgbouncer() {
+        names.insert(CONSOLE.into());
+    }
+    names
+}
+
 fn users(shared: &Shared) -> Table {
     let mut table = Table::new(USERS);
     let config = shared.config();
     let counted: BTreeMap<_, _> = shared.users().into_iter().collect();
-    let mut names: std::collections::BTreeSet<Arc<str>> = shared.store.listed().into_iter().collect();
-    names.extend(config.users.keys().cloned());
-    names.extend(counted.keys().cloned());
     let general = config.dialect.pgbouncer().map_or(0, |loaded| loaded.settings.max_user_connections);
-    for name in names {
+    for name in user_names(shared) {
         let user = config.users.get(&name);
         let size = |size: Option<usize>| size.map(|size| format!("{size:>9}")).unwrap_or_default();
         let of_user = counted.get(&name);
@@ -364,11 +370,10 @@ fn lists(shared: &Shared) -> Table {
     let entries = shared.entries();
     let pools: usize = entries.iter().map(|entry| entry.pools().len()).sum();
     let servers: usize = entries.iter().map(|entry| entry.servers.taken()).sum();
-    let users = config.users.len().max(shared.store.listed().len());
     let peers = config.dialect.pgbouncer().map_or(0, |loaded| loaded.peers.len());
     for (name, items) in [
         ("databases", self::entries(shared).len() + 1),
-        ("users", users),
+        ("users", user_names(shared).len()),
         ("peers", peers),
         ("pools", pools + 1),
         ("peer_pools", peers),

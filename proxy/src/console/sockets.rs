@@ -130,7 +130,6 @@ fn client_state(client: &Client) -> &'static str {
     match client.state().0 {
         State::Login => "login",
         State::Waiting => "waiting",
-        State::Idle if client.who().database.as_deref() == Some(crate::shared::CONSOLE) => "active",
         State::Idle if client.link.load(Ordering::Relaxed) == 0 => "idle",
         State::Idle | State::Busy | State::IdleInTransaction => "active",
     }

@@ -19,6 +19,7 @@ use crate::console::Order;
 use crate::counts::Ending;
 use crate::serve::Proxy;
 use crate::shared::Shared;
+use crate::systemd;
 use crate::tls::TlsState;
 
 /// What is told when new TLS settings are not good.
@@ -47,7 +48,10 @@ pub(super) fn run(arguments: &Arguments) -> ExitCode {
 /// The way to the first client, in PgBouncer's order: whoever reads the log meets its first trouble first.
 fn start(arguments: &Arguments, log: &Log) -> Result<(), String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
-    let (good, loaded, said) = Loaded::new(&arguments.file, arguments.verbose).read();
+    let (good, mut loaded, said) = Loaded::new(&arguments.file, arguments.verbose).read();
+    if let Some(user) = &arguments.user {
+        loaded.settings.user = Some(user.clone());
+    }
     tell(&said);
     if !good {
         return Err("cannot load config file".to_owned());
@@ -63,7 +67,9 @@ fn start(arguments: &Arguments, log: &Log) -> Result<(), String> {
     if arguments.reboot {
         say(Level::Warning, format_args!("Online restart is deprecated, use so_reuseport instead"));
     }
-    let in_use = unix_socket(settings).filter(|socket| process::is_in_use(socket));
+    // what systemd has passed is taken over from nobody
+    let own_socket = unix_socket(settings).filter(|_| !systemd::passes_sockets());
+    let in_use = own_socket.filter(|socket| process::is_in_use(socket));
     match (in_use, arguments.reboot) {
         (Some(socket), true) => {
             handover::ask(&socket, &config).map_err(|why| format!("the old process does not give way: {why}"))?;
@@ -139,6 +145,7 @@ async fn serve(config: Arc<Config>, log: &Log) -> Result<(), String> {
     let _pidfile = Pidfile::write(pidfile)?;
     say(Level::Log, format_args!("process up: {VERSION}, {}", parts().join(", ")));
     let mut current = config;
+    systemd::ready();
     loop {
         let shared = proxy.shared().clone();
         let ending = shared.ending();
@@ -184,6 +191,7 @@ async fn serve(config: Arc<Config>, log: &Log) -> Result<(), String> {
 
 /// The program ends when what is waited for is over.
 fn end(proxy: &Proxy, how: Ending) {
+    systemd::stopping();
     proxy.shared().end(how);
     proxy.drain();
 }
@@ -246,6 +254,13 @@ fn signal_means(name: &str, shared: &Arc<Shared>) -> Meaning {
 
 /// Reads the configuration again; what can be used of it is. Whether all of it could be.
 fn reload(proxy: &Proxy, current: Arc<Config>, log: &Log) -> (Arc<Config>, bool) {
+    systemd::reloading();
+    let taken = take_new(proxy, current, log);
+    systemd::ready();
+    taken
+}
+
+fn take_new(proxy: &Proxy, current: Arc<Config>, log: &Log) -> (Arc<Config>, bool) {
     let Some(loaded) = current.dialect.pgbouncer() else { return (current, true) };
     let (good, loaded, said) = loaded.read();
     tell(&said);
