@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh Debian or Ubuntu machine with Rust: `make demo` and `make test`.
 
-.PHONY: help demo test lint doc guards storm bench bench-failover regress pgbouncer compose fuzz clean
+.PHONY: help demo test lint doc guards storm bench bench-failover regress pgbouncer differential compose fuzz clean
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,10 @@ pgbouncer: ## PgBouncer's own tests against pgsteady called as pgbouncer (three 
 	@tools/install.sh pgbouncer
 	cargo build --release --locked --bin pgsteady
 	tools/pgbouncer-suite.sh
+
+differential: ## What PgBouncer itself says in the conversations of the tests, beside the record (two minutes; UPDATE=1 writes it)
+	@tools/install.sh differential
+	PGBOUNCER=$$(tools/pgbouncer-build.sh) cargo test --locked -p end-to-end --test differential -- --ignored --nocapture
 
 compose: ## docker-compose.yml with the primary killed; makes its base image with debootstrap (three minutes)
 	@tools/install.sh compose

@@ -145,12 +145,13 @@ pub struct Report {
     message: String,
     detail: Option<String>,
     hint: Option<String>,
+    is_terse: bool,
 }
 
 impl Report {
     /// A failed statement.
     pub fn error(sqlstate: SqlState, message: impl Into<String>) -> Self {
-        Self { severity: Severity::Error, sqlstate, message: message.into(), detail: None, hint: None }
+        Self { severity: Severity::Error, sqlstate, message: message.into(), detail: None, hint: None, is_terse: false }
     }
 
     /// A warning.
@@ -167,6 +168,13 @@ impl Report {
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
+        self
+    }
+
+    /// Without the severity in English (`V`), as servers before 9.6 and PgBouncer have it.
+    #[must_use]
+    pub fn terse(mut self) -> Self {
+        self.is_terse = true;
         self
     }
 
@@ -216,7 +224,8 @@ impl Report {
             let always = [(b'S', severity), (b'V', severity), (b'C', self.sqlstate.as_str()), (b'M', &self.message)];
             let sometimes = [(b'D', &self.detail), (b'H', &self.hint)];
             let sometimes = sometimes.into_iter().filter_map(|(code, text)| Some((code, text.as_deref()?)));
-            for (code, text) in always.into_iter().chain(sometimes) {
+            let always = always.into_iter().filter(|(code, _)| *code != b'V' || !self.is_terse);
+            for (code, text) in always.chain(sometimes) {
                 body.u8(code)?;
                 // A zero byte would end the field and make the rest of the text into fields of its own.
                 body.cstr(text.replace('\0', "\u{fffd}").as_bytes())?;

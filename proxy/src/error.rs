@@ -179,7 +179,14 @@ const MAX_FATAL: usize = 127;
 #[must_use]
 pub fn in_pgbouncers_words(words: &str) -> Report {
     let end = (0..=words.len().min(MAX_FATAL)).rev().find(|end| words.is_char_boundary(*end)).unwrap_or(0);
-    Report::error(sqlstate::PROTOCOL_VIOLATION, &words[..end]).fatal()
+    Report::error(sqlstate::PROTOCOL_VIOLATION, &words[..end]).fatal().terse()
+}
+
+/// PgBouncer's words for what does not begin as a message does.
+#[must_use]
+pub fn bad_packet_header(input: &[u8]) -> String {
+    let shown = input.iter().take(8).map(|byte| format!("{byte:02x}")).collect::<String>();
+    format!("bad packet header: '{shown}'")
 }
 
 fn seconds(time: Duration) -> String {
@@ -192,7 +199,7 @@ pub fn refusal(refusal: &Refusal, is_pgbouncer: bool) -> Option<Report> {
     if is_pgbouncer {
         let words = match refusal {
             Refusal::Closed | Refusal::Io(_) => return None,
-            Refusal::Protocol(what) => what.as_str(),
+            Refusal::Protocol { what, words } => words.unwrap_or(what),
             Refusal::Failed { words, .. } => words,
             Refusal::EmptyPassword(_) => "empty password returned by client",
             Refusal::Lookup(error) => error.refused().unwrap_or("bouncer config error"),
@@ -202,7 +209,7 @@ pub fn refusal(refusal: &Refusal, is_pgbouncer: bool) -> Option<Report> {
     }
     let report = match refusal {
         Refusal::Closed | Refusal::Io(_) => return None,
-        Refusal::Protocol(what) => Report::error(sqlstate::PROTOCOL_VIOLATION, what.as_str()),
+        Refusal::Protocol { what, .. } => Report::error(sqlstate::PROTOCOL_VIOLATION, what.as_str()),
         Refusal::Failed { user, .. } => {
             Report::error(sqlstate::INVALID_PASSWORD, format!("password authentication failed for user \"{user}\""))
         }

@@ -182,6 +182,15 @@ impl Raw {
         Some(Message { tag: head[0], body })
     }
 
+    /// A byte that is no message: the answer to an `SSLRequest`; `None` if the other side closed.
+    ///
+    /// # Panics
+    /// When nothing comes for 15 s.
+    pub async fn byte(&mut self) -> Option<u8> {
+        let read = tokio::time::timeout(READ_LIMIT, self.stream.read_u8()).await;
+        read.expect("nothing came from the server for 15 s").ok()
+    }
+
     /// Messages up to and including one of this type, or until the other side closes.
     pub async fn until(&mut self, tag: u8) -> Vec<Message> {
         let mut messages = Vec::new();

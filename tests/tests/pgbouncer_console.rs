@@ -118,7 +118,7 @@ fn what_is_no_command_is_refused_in_pgbouncers_words_and_the_console_stays() {
         let long = "x".repeat(64);
         for (command, told) in [
             ("NONSENSE", "invalid command 'NONSENSE', use SHOW HELP;"),
-            ("SHOW NOTHING", "invalid command 'SHOW nothing', use SHOW HELP;"),
+            ("SHOW NOTHING", "invalid command 'SHOW NOTHING', use SHOW HELP;"),
             ("PAUSE nowhere", "no such database: nowhere"),
             ("PAUSE pgbouncer", "cannot pause admin db: pgbouncer"),
             ("KILL pgbouncer", "cannot kill admin db: pgbouncer"),

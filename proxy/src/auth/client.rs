@@ -57,7 +57,12 @@ pub enum Refusal {
     /// The connection broke.
     Io(io::Error),
     /// The client sent something that is no message, or not one that may come now.
-    Protocol(String),
+    Protocol {
+        /// What.
+        what: String,
+        /// PgBouncer's words for it, if it has any.
+        words: Option<&'static str>,
+    },
     /// Wrong password, or no such user: the client is not told which.
     Failed {
         /// The user.
@@ -80,7 +85,7 @@ impl fmt::Display for Refusal {
         match self {
             Self::Closed => f.write_str("the client left while it was asked who it is"),
             Self::Io(error) => write!(f, "{error}"),
-            Self::Protocol(what) => f.write_str(what),
+            Self::Protocol { what, .. } => f.write_str(what),
             Self::Failed { user, why, .. } => write!(f, "authentication failed for user {user:?}: {why}"),
             Self::EmptyPassword(user) => write!(f, "authentication failed for user {user:?}: empty password"),
             Self::Lookup(error) => write!(f, "users cannot be looked up: {error}"),
@@ -97,14 +102,22 @@ impl From<ReadError> for Refusal {
             ReadError::Closed => Self::Closed,
             ReadError::Io(error) => Self::Io(error),
             ReadError::Malformed(what) => what.into(),
-            ReadError::Unexpected(tag) => Self::Protocol(format!("expected password response, got message type {tag}")),
+            ReadError::Unexpected(tag) => {
+                Self::broken(format!("expected password response, got message type {tag}"), None)
+            }
         }
     }
 }
 
 impl From<Malformed> for Refusal {
     fn from(what: Malformed) -> Self {
-        Self::Protocol(what.to_string())
+        Self::broken(what, None)
+    }
+}
+
+impl Refusal {
+    fn broken(what: impl fmt::Display, words: Option<&'static str>) -> Self {
+        Self::Protocol { what: what.to_string(), words }
     }
 }
 
@@ -162,6 +175,7 @@ where
 
 /// PgBouncer's words for a SCRAM exchange that failed.
 const SASL_FAILED: &str = "SASL authentication failed";
+const NO_MECHANISM: &str = "client selected an invalid SASL authentication mechanism";
 
 struct Exchange<'a, S> {
     stream: &'a mut S,
@@ -266,9 +280,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
         let server = Server::new(keys.clone(), Nonce::random(), end_point);
         self.send(&Authentication::Sasl(server.mechanisms())).await?;
         let first = self.read().await?;
-        let first = SaslInitial::read(&first)?;
+        let first = SaslInitial::read(&first).map_err(|error| Refusal::broken(error, Some(NO_MECHANISM)))?;
         // A client may leave its first message for later (RFC 4422); no driver of PostgreSQL does.
-        let message = first.response.ok_or_else(|| Refusal::Protocol("SASL initial response is empty".to_owned()))?;
+        let message =
+            first.response.ok_or_else(|| Refusal::broken("SASL initial response is empty", Some(SASL_FAILED)))?;
         let (answer, challenged) = server.first(first.mechanism, message).map_err(|e| self.scram_error(&e, known))?;
         self.send(&Authentication::SaslContinue(answer.as_bytes())).await?;
         let last = self.read().await?;
@@ -289,7 +304,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
     fn scram_error(&self, error: &ScramError, known: Option<&Known>) -> Refusal {
         match error {
             ScramError::Proof => self.failed_with(why_not(known, "wrong password"), SASL_FAILED),
-            error => Refusal::Protocol(error.to_string()),
+            ScramError::Mechanism => Refusal::broken(error, Some(NO_MECHANISM)),
+            error => Refusal::broken(error, Some(SASL_FAILED)),
         }
     }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::BytesMut;
-use pgwire::greeting::{Greeting, Startup, Step, TLS_HANDSHAKE};
+use pgwire::greeting::{self, Greeting, Startup, Step, TLS_HANDSHAKE};
 use pgwire::report::{Report, View};
-use pgwire::sqlstate::{self, SqlState};
+use pgwire::sqlstate;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -126,7 +126,7 @@ pub(crate) async fn serve_client(worker: Rc<Worker>, stream: Stream, peer: Peer)
 fn passed_on(body: &[u8]) -> Report {
     let view = View::new(body);
     let sqlstate = view.sqlstate().unwrap_or(sqlstate::PROTOCOL_VIOLATION);
-    Report::error(sqlstate, view.message().into_owned()).fatal()
+    Report::error(sqlstate, view.message().into_owned()).fatal().terse()
 }
 
 fn local_address(stream: &Stream) -> Option<SocketAddr> {
@@ -191,7 +191,7 @@ pub(super) fn tell(wire: Wire, report: Report) -> Refused {
 }
 
 /// The user and the database of a startup packet; `None` without a user.
-fn names(startup: &Startup) -> Result<Option<(String, String)>, pgwire::greeting::Refusal> {
+fn names(startup: &Startup) -> Result<Option<(String, String)>, greeting::Refusal> {
     let user = startup.user()?.map(str::to_owned);
     let database = startup.database()?.map(str::to_owned);
     Ok(user.zip(database))
@@ -252,22 +252,26 @@ async fn arrive(worker: &Rc<Worker>, client: &Client, mut stream: Stream) -> Res
             }
             Ok(Step::DirectTls(_)) => return Err(Refused::Silently),
             Err(refusal) => {
-                return match refusal.sqlstate() {
-                    Some(sqlstate) => Err(tell(Wire::new(stream), startup_report(&worker.shared, refusal, sqlstate))),
-                    None => Err(Refused::Silently),
-                };
+                return Err(match startup_report(&worker.shared, &refusal, &input) {
+                    Some(report) => tell(Wire::new(stream), report),
+                    None => Refused::Silently,
+                });
             }
         }
     }
 }
 
-/// The words for a startup packet that is none of ours.
-fn startup_report(shared: &Shared, refusal: pgwire::greeting::Refusal, sqlstate: SqlState) -> Report {
-    match refusal {
-        _ if !shared.is_pgbouncer() => Report::error(sqlstate, refusal.to_string()),
-        pgwire::greeting::Refusal::Version(0x0002_0000) => error::in_pgbouncers_words("old V2 protocol not supported"),
-        _ => error::in_pgbouncers_words(&refusal.to_string()),
+/// The words for a startup packet that is none of ours; `None`: there are none.
+fn startup_report(shared: &Shared, refusal: &greeting::Refusal, input: &[u8]) -> Option<Report> {
+    if !shared.is_pgbouncer() {
+        return refusal.sqlstate().map(|sqlstate| Report::error(sqlstate, refusal.to_string()));
     }
+    let words = match refusal {
+        greeting::Refusal::Version(0x0002_0000) => "old V2 protocol not supported".to_owned(),
+        greeting::Refusal::Version(_) | greeting::Refusal::Length => error::bad_packet_header(input),
+        _ => refusal.to_string(),
+    };
+    Some(error::in_pgbouncers_words(&words))
 }
 
 async fn begins_with_tls(stream: &Stream) -> bool {

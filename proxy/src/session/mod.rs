@@ -34,6 +34,7 @@ mod startup;
 mod statements;
 mod turn;
 mod units;
+mod violation;
 mod weak;
 
 pub(crate) use card::Card;

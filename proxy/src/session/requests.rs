@@ -11,6 +11,7 @@ use super::note::{About, Note};
 use super::statements::Statement;
 use super::turn::{End, Turn, cause};
 use super::units::Danger;
+use super::violation::{Broken, violation};
 use super::{Mode, Session, Skip};
 use crate::error::Denial;
 use crate::pgbouncer::log;
@@ -59,10 +60,6 @@ fn told(words: &str) -> Turn {
     Turn::End(End::SentAway(Denial::Told(words.to_owned())))
 }
 
-fn violation(what: impl Into<String>) -> Turn {
-    Turn::End(End::Violation(what.into()))
-}
-
 pub(super) fn too_much(error: TooMuchOwed) -> Turn {
     violation(error.to_string())
 }
@@ -106,12 +103,14 @@ impl Session {
     /// Handles the message at `at`; `None` if more of it has to arrive first.
     fn client_frame(&mut self, passing: &mut Passing<'_>, at: usize) -> Result<Option<usize>, Turn> {
         let input = passing.input;
-        let Some(header) = frame::header(&input[at..]).map_err(|error| violation(error.to_string()))? else {
+        let Some(header) =
+            frame::header(&input[at..]).map_err(|error| self.broken(Broken::Header(&input[at..]), error))?
+        else {
             return Ok(None);
         };
         let end = at + header.length;
         let whole = end <= input.len();
-        if !self.may_begin(header, input.len() - at)? {
+        if !self.may_begin(header, &input[at..])? {
             return Ok(None);
         }
         let arrived = end.min(input.len());
@@ -135,13 +134,13 @@ impl Session {
     }
 
     /// Whether a message may be handled: it is of an allowed length, and here, or so long that it passes in parts.
-    fn may_begin(&self, header: frame::Header, arrived: usize) -> Result<bool, Turn> {
-        let allowed = frame::frontend_limit(header.tag)
-            .ok_or_else(|| violation(format!("invalid frontend message type {}", header.tag)))?;
+    fn may_begin(&self, header: frame::Header, input: &[u8]) -> Result<bool, Turn> {
+        let strange = || self.broken(Broken::Type, format_args!("invalid frontend message type {}", header.tag));
+        let allowed = frame::frontend_limit(header.tag).ok_or_else(strange)?;
         // The name of a statement may be long: the server gets another one.
         let allowed =
             if self.is_plain && matches!(header.tag, b'D' | b'C') { (allowed.0, LONGEST_NAMED) } else { allowed };
-        frame::within(header, allowed).map_err(|error| violation(error.to_string()))?;
+        frame::within(header, allowed).map_err(|error| self.broken(Broken::Header(input), error))?;
         if header.tag == b'P' && header.length > MAX_PARSE_BYTES {
             return Err(violation(format!(
                 "a Parse message of {} bytes is too large: {MAX_PARSE_BYTES} are allowed",
@@ -153,7 +152,7 @@ impl Session {
             b'Q' => self.worker.max_query_bytes.max(PART_BYTES),
             _ => usize::MAX,
         };
-        Ok(arrived >= header.length || (header.length > passes_from && arrived >= PART_BYTES))
+        Ok(input.len() >= header.length || (header.length > passes_from && input.len() >= PART_BYTES))
     }
 
     /// One message, while there is a server.
@@ -261,7 +260,7 @@ impl Session {
     }
 
     fn parse(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
-        let parse = frontend::Parse::read(frame.body).map_err(|error| violation(error.to_string()))?;
+        let parse = frontend::Parse::read(frame.body).map_err(|error| self.broken(Broken::Parse, error))?;
         let class = self.known_class.take().unwrap_or_else(|| self.class_of_text(parse.text));
         self.open_unit(Danger::Harmless);
         if class.weakens_commits && self.refuses_weak_commits() {
@@ -306,7 +305,7 @@ impl Session {
     }
 
     fn bind(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
-        let bind = frontend::Bind::read(frame.body).map_err(|error| violation(error.to_string()))?;
+        let bind = frontend::Bind::read(frame.body).map_err(|error| self.broken(Broken::Message, error))?;
         if !self.renames() {
             self.open_unit(Danger::Write);
             return self.ask(Request::Bind, None);
@@ -331,7 +330,7 @@ impl Session {
     }
 
     fn describe(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
-        let target = Target::read(frame.body).map_err(|error| violation(error.to_string()))?;
+        let target = Target::read(frame.body).map_err(|error| self.broken(Broken::Message, error))?;
         self.open_unit(Danger::Harmless);
         let request = Request::Describe { statement: matches!(target, Target::Statement(_)) };
         if self.renames()
@@ -390,7 +389,7 @@ impl Session {
     }
 
     fn close(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
-        let target = Target::read(frame.body).map_err(|error| violation(error.to_string()))?;
+        let target = Target::read(frame.body).map_err(|error| self.broken(Broken::Message, error))?;
         self.open_unit(Danger::Nothing);
         let Target::Statement(name) = target else { return self.ask(Request::Close, None) };
         if !self.renames() {
