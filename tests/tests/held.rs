@@ -8,7 +8,7 @@ use harness::folder::Folder;
 use harness::pgsteady::{Config, Pgsteady};
 use harness::postgres::{Cluster, Programs};
 use harness::process;
-use harness::wire::{Message, Raw, frame, query};
+use harness::wire::{Message, Raw, bind, execute, frame, parse, query, sync};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
 
@@ -100,6 +100,43 @@ fn a_copy_ends_with_an_error_and_leaves_nothing() {
         let (error, ready) = failed(&client.query("INSERT INTO numbers VALUES (1)").await);
         assert_eq!((error, ready), (None, true));
         assert_eq!(scene.rows().await, "1");
+    });
+}
+
+#[test]
+fn a_copy_whose_server_is_lost_within_a_message_leaves_nothing_and_the_client_goes_on() {
+    harness::run(TEST_S, async {
+        let mut scene = Scene::new().await;
+        let mut client = scene.raw().await;
+        let message = frame(b'd', &b"7\n".repeat(100_000));
+        for (extended, part) in [(false, 3), (false, 70_000), (true, 70_000)] {
+            let primary = scene.cluster.primary(&[]).await.expect("a primary");
+            let (begin, end) = if extended {
+                let begin = [parse("", "COPY numbers FROM STDIN"), bind("", &[]), execute()].concat();
+                (begin, [frame(b'c', b""), sync()].concat())
+            } else {
+                (query("COPY numbers FROM STDIN"), frame(b'c', b""))
+            };
+            client.send(&begin).await;
+            client.until(b'G').await;
+            client.send(&message).await;
+            client.send(&message[..part]).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            scene.cluster.nodes[primary].kill_tree();
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            client.send(&message[part..]).await;
+            client.send(&message).await;
+            client.send(&end).await;
+            let (error, ready) = failed(&client.until(b'Z').await);
+            assert!(error.is_some() && ready, "{extended} {part}: {error:?} {ready}");
+            let (error, ready) = failed(&client.query("SELECT FROM numbers FOR SHARE").await);
+            assert_eq!((error, ready), (None, true), "{extended} {part}");
+            assert_eq!(scene.rows().await, "0", "{extended} {part}");
+            let new = scene.cluster.primary(&[primary]).await.expect("another primary");
+            let port = scene.cluster.nodes[new].port();
+            scene.cluster.clone_from(primary, new, port).await;
+            scene.pgsteady.counts_on(2).await;
+        }
     });
 }
 

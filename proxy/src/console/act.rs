@@ -204,8 +204,9 @@ pub(crate) fn resume_all(shared: &Arc<Shared>) -> Result<(), Refusal> {
     if shared.ending().is_some() {
         return Err(Refusal::new("pooler is shutting down"));
     }
-    let any = shared.is_paused() || shared.is_suspended() || shared.entries().iter().any(|entry| entry.is_paused());
-    if !any {
+    // KILL pauses PgBouncer's databases one by one, and they are resumed one by one
+    let any_entry = || !shared.is_pgbouncer() && shared.entries().iter().any(|entry| entry.is_paused());
+    if !shared.is_paused() && !shared.is_suspended() && !any_entry() {
         return Err(Refusal::new("pooler is not paused/suspended"));
     }
     log_command("RESUME", None);
@@ -266,14 +267,15 @@ async fn wait_close(entries: &[Arc<Entry>]) {
 
 /// Sends the clients of a database away, closes its servers, and pauses it.
 async fn kill(shared: &Arc<Shared>, name: Option<&str>) -> Result<(), Refusal> {
-    if name.is_none() && (shared.is_paused() || shared.is_suspended()) {
+    let is_pgbouncer = shared.is_pgbouncer();
+    if (name.is_none() || is_pgbouncer) && (shared.is_paused() || shared.is_suspended()) {
         return Err(Refusal::new("already suspended/paused"));
     }
     let entries = entries(shared, name, "cannot kill admin db")?;
     log_command("KILL", name);
     match name {
-        None => shared.set_paused(true),
-        Some(_) => entries.iter().for_each(|entry| entry.set_paused(true)),
+        None if !is_pgbouncer => shared.set_paused(true),
+        _ => entries.iter().for_each(|entry| entry.set_paused(true)),
     }
     let of_these = |database: Option<&str>| {
         database.is_some_and(|database| {
@@ -282,7 +284,8 @@ async fn kill(shared: &Arc<Shared>, name: Option<&str>) -> Result<(), Refusal> {
     };
     let clients: Vec<_> =
         shared.clients.all().into_iter().filter(|client| of_these(client.who().database.as_deref())).collect();
-    clients.iter().for_each(|client| client.send_away(Denial::Killed));
+    let denial = if is_pgbouncer { Denial::DatabaseRemoved } else { Denial::Killed };
+    clients.iter().for_each(|client| client.send_away(denial.clone()));
     for entry in &entries {
         for (_, pool) in entry.pools() {
             pool.close_idle("admin forced disconnect");

@@ -252,7 +252,7 @@ impl Session {
             "No server connection available in {} backend, client being queued",
             self.entry.config().dbname.as_deref().unwrap_or(&self.entry.name)
         );
-        say(self.client.out(), &Report::notice(text));
+        say(self.client.out(), &Report::notice(text).terse());
         let _ = poll_once(|cx| self.client.poll_flush(cx));
     }
 

@@ -261,6 +261,14 @@ impl Session {
                 server.control.closes("client disconnect while server was not ready");
             }
         }
+        // before the goodbye, which a client may draw out
+        let rest =
+            self.server.as_ref().is_some_and(|server| server.conversation.at_rest() && server.wire.backlog() == 0);
+        if rest && self.client_passes == 0 {
+            self.recover();
+        } else {
+            self.abandon();
+        }
         if let Some(report) = report {
             greet::log_error(&shared, &self.card.client, &words);
             tracing::info!(session = %self.name(), why = report.message(), "a client is sent away");
@@ -268,13 +276,6 @@ impl Session {
                 say(self.client.out(), &report.fatal());
                 let _ = timeout(FAREWELL, self.client.say_goodbye()).await;
             }
-        }
-        let rest =
-            self.server.as_ref().is_some_and(|server| server.conversation.at_rest() && server.wire.backlog() == 0);
-        if rest && self.client_passes == 0 {
-            self.recover();
-        } else {
-            self.abandon();
         }
         let _ = timeout(FAREWELL, self.client.close()).await;
     }

@@ -138,7 +138,7 @@ impl Session {
             }
             b'E' if failed.is_some() => return Ok(self.failed_for(failed, fate, body)),
             // The server's end is not the client's: it is told what became of its transaction, and stays.
-            b'E' if fate == Fate::Forward && View::new(body).is_fatal() => {
+            b'E' if fate == Fate::Forward && !self.is_plain && View::new(body).is_fatal() => {
                 self.server_error(body);
                 return Err(self.farewell());
             }

@@ -19,6 +19,8 @@ use harness::wire::{Raw, SSL_REQUEST, bind, execute, frame, parse, query, startu
 
 use crate::transcript::Transcript;
 
+/// For what is waited for; less than the limit of a read.
+const PATIENCE: Duration = Duration::from_secs(6);
 /// Most of the answer to bytes that are no message of a client's: the connection ends, or stays silent.
 const SILENCE: Duration = Duration::from_millis(700);
 
@@ -186,22 +188,8 @@ impl Act {
                 Vec::new()
             }
             Self::Byte => vec![raw.byte().await.map_or("end".to_owned(), |byte| format!("{:?}", char::from(byte)))],
-            Self::Until(tag) => {
-                let messages = raw.until(*tag).await;
-                let ended = messages.last().is_none_or(|message| message.tag != *tag);
-                transcript.all(raw, &messages, ended)
-            }
-            Self::Rest => {
-                let mut messages = Vec::new();
-                let ended = loop {
-                    match tokio::time::timeout(SILENCE, raw.message()).await {
-                        Ok(Some(message)) => messages.push(message),
-                        Ok(None) => break true,
-                        Err(_) => break false,
-                    }
-                };
-                transcript.all(raw, &messages, ended)
-            }
+            Self::Until(tag) => hear(raw, transcript, PATIENCE, Some(*tag)).await,
+            Self::Rest => hear(raw, transcript, SILENCE, None).await,
             Self::Cancel => {
                 let (pid, key) = raw.key.clone();
                 Raw::cancel(port, pid, &key).await;
@@ -210,6 +198,25 @@ impl Act {
             Self::Wait(_) => Vec::new(),
         }
     }
+}
+
+/// Messages up to one of this type, the end of the connection, or a silence of this length.
+async fn hear(raw: &mut Raw, transcript: &mut Transcript, silence: Duration, tag: Option<u8>) -> Heard {
+    let mut heard = Vec::new();
+    let ended = loop {
+        match tokio::time::timeout(silence, raw.message()).await {
+            Ok(Some(message)) => {
+                let is_last = Some(message.tag) == tag;
+                heard.push(message);
+                if is_last {
+                    break None;
+                }
+            }
+            Ok(None) => break Some("end"),
+            Err(_) => break Some("silence"),
+        }
+    };
+    transcript.all(raw, &heard, ended)
 }
 
 /// `-` is the empty name.

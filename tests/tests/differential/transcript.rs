@@ -2,7 +2,7 @@
 
 use harness::wire::{Message, Raw};
 
-/// Columns of the console whose values are never the same.
+/// Columns of the console whose values are never the same, beside averages and sums of times; nor is the account that the tests run as.
 const FLEETING: [&str; 21] = [
     "recv_pos",
     "pkt_pos",
@@ -35,14 +35,12 @@ pub(crate) struct Transcript {
 }
 
 impl Transcript {
-    /// One line for each message, and one for the end.
-    pub(crate) fn all(&mut self, raw: &mut Raw, messages: &[Message], ended: bool) -> Vec<String> {
+    /// One line for each message, and one for how it ended, if it did not with the last of them.
+    pub(crate) fn all(&mut self, raw: &mut Raw, messages: &[Message], ended: Option<&str>) -> Vec<String> {
         let mut lines: Vec<String> = messages.iter().map(|message| self.line(raw, message)).collect();
         // parameters in any order say the same
         lines.chunk_by_mut(|a, b| a.starts_with("S ") && b.starts_with("S ")).for_each(<[String]>::sort);
-        if ended {
-            lines.push("end".to_owned());
-        }
+        lines.extend(ended.map(str::to_owned));
         lines
     }
 
@@ -66,6 +64,10 @@ impl Transcript {
             b'E' | b'N' => {
                 let fields = body.split(|byte| *byte == 0).filter(|field| !field.is_empty());
                 format!("{tag} {:?}", fields.map(String::from_utf8_lossy).collect::<Vec<_>>())
+            }
+            b'S' if body.starts_with(b"application_name\0") && body.ends_with(b"\0") => {
+                let text = String::from_utf8_lossy(body);
+                format!("S {:?}", text.rsplit_once(':').map_or(&*text, |(before, _)| before))
             }
             b'S' if body.starts_with(b"server_version\0") => "S server_version".to_owned(),
             b'A' => format!("A {:?}", String::from_utf8_lossy(&body[4..])),
@@ -93,11 +95,25 @@ impl Transcript {
         let values = message.columns();
         let shown = values.iter().enumerate().map(|(place, value)| {
             let name = self.columns.get(place).map_or("", String::as_str);
-            // the account that runs the tests is not the same everywhere
-            let of_account = name == "value" && values[0] == "user";
-            let fleeting = of_account || FLEETING.contains(&name);
-            if fleeting { "*" } else { value.as_str() }
+            let key = if name == "value" { values[0].as_str() } else { "" };
+            if is_fleeting(name) || is_fleeting(key) || key == "user" || (name != "database" && self.has_averages()) {
+                "*"
+            } else {
+                value.as_str()
+            }
         });
         format!("D {:?}", shown.collect::<Vec<_>>())
     }
+
+    /// Whether nothing but averages is shown.
+    fn has_averages(&self) -> bool {
+        let has = |name: &str| self.columns.iter().any(|column| column == name);
+        has("avg_bind_count") && !has("total_bind_count")
+    }
+}
+
+fn is_fleeting(name: &str) -> bool {
+    FLEETING.contains(&name)
+        || name.starts_with("avg_")
+        || ["xact_time", "query_time", "wait_time"].iter().any(|time| name.ends_with(time))
 }

@@ -133,10 +133,10 @@ pub(crate) async fn careless(instances: &[Endpoint], random: &mut SmallRng, gues
 }
 
 /// Waits for their ends; those whose instance was killed may have been disconnected.
-pub(crate) async fn leave(guests: &mut Guests, killed: &[usize]) {
+pub(crate) async fn leave(guests: &mut Guests, faults: &str, killed: &[usize]) {
     while let Some(ended) = guests.join_next().await {
         if let Err((instance, how)) = ended.expect("a guest's own checks hold") {
-            assert!(killed.contains(&instance), "K6: {how}");
+            assert!(killed.contains(&instance), "K6: {faults}: {how}");
         }
     }
 }

@@ -139,7 +139,7 @@ async fn round(scene: &mut Scene, random: &mut SmallRng, round: &Round, restarte
     let missing = scene.guests.is_empty() && round.len() == 1 && round[0].judges;
     assert!(!missing, "{}: no client of its own came in", names(round));
     let met = scene.heal().await;
-    guests::leave(&mut scene.guests, &killed).await;
+    guests::leave(&mut scene.guests, &names(round), &killed).await;
     restarted.extend(killed);
     let cuts = round.iter().any(|fault| fault.cuts);
     assert!(!cuts || met > 0, "{}: no packet was ever lost", names(round));

@@ -268,7 +268,8 @@ impl Scene {
         for standby in self.standbys() {
             let node = &self.cluster.nodes[standby];
             let sql = format!("SELECT pg_last_wal_replay_lsn() >= '{written}'");
-            let reached = || async { (node.sql(&sql).await == "t").then_some(()) };
+            // it may be starting still
+            let reached = || async { (value(&node.try_client().await.ok()?, &sql).await == "t").then_some(()) };
             harness::wait_for(&format!("{} to replay", node.name), WHOLE, reached).await;
         }
     }
