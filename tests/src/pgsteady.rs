@@ -375,7 +375,7 @@ impl Drop for Pgsteady {
         self.kill();
         if std::thread::panicking() {
             let log = self.log();
-            let lines: Vec<&str> = log.lines().collect();
+            let lines: Vec<&str> = log.lines().filter(|line| !line.contains(" DEBUG ")).collect();
             eprintln!("the end of pgsteady's log:\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
         }
     }

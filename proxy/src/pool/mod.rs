@@ -81,10 +81,13 @@ pub(crate) struct Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some(control) = self.control.take() {
+        let (control, pool) = (self.control.take(), self.pool.upgrade());
+        if let Some(control) = control
+            && pool.as_ref().is_none_or(|pool| pool.terms().logs.1)
+        {
             log_end(&control);
         }
-        if let Some(pool) = self.pool.upgrade() {
+        if let Some(pool) = pool {
             pool.lock().taken -= 1;
             pool.budgets.iter().for_each(|budget| budget.give_back());
             pool.open_if_needed();

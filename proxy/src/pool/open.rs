@@ -116,8 +116,10 @@ impl Opener {
             Failure::Unreachable(_) if reached == CONNECTED => "server conn crashed?",
             _ => "connect failed",
         };
-        let origin = self.origin(id, &address, &TcpEnds::default());
-        say(Level::Log, format_args!("{origin} closing because: {why} (age=0s)"));
+        if terms.logs.1 {
+            let origin = self.origin(id, &address, &TcpEnds::default());
+            say(Level::Log, format_args!("{origin} closing because: {why} (age=0s)"));
+        }
         Err(failure)
     }
 
@@ -156,7 +158,9 @@ impl Opener {
             Address::Unix(directory, port) => {
                 let file = directory.join(format!(".s.PGSQL.{port}"));
                 let stream = UnixStream::connect(file).await.map_err(|error| unreachable(error.to_string()))?;
-                say(Level::Log, format_args!("{} new connection to server", self.origin(id, address, &ends)));
+                if terms.logs.0 {
+                    say(Level::Log, format_args!("{} new connection to server", self.origin(id, address, &ends)));
+                }
                 (Stream::Unix(stream), None)
             }
             Address::Tcp(host, port) => {
@@ -168,7 +172,7 @@ impl Opener {
                 reached.store(CONNECTED, Ordering::Relaxed);
                 let _ = terms.tcp.apply(&stream);
                 ends = TcpEnds { local: stream.local_addr().ok(), remote: stream.peer_addr().ok(), tls: None };
-                if let Some(local) = ends.local {
+                if let Some(local) = ends.local.filter(|_| terms.logs.0) {
                     let origin = self.origin(id, address, &ends);
                     say(Level::Log, format_args!("{origin} new connection to server (from {local})"));
                 }
