@@ -41,7 +41,7 @@ case $purpose in
         need postgresql-client command -v psql
         ;;
     pgbouncer)
-        need python3-venv python3 -c 'import ensurepip, venv'
+        need python3-venv /usr/bin/python3 -c 'import ensurepip, venv'
         need socat command -v socat
         need curl command -v curl
         need slapd has_file '/usr/sbin/slapd'

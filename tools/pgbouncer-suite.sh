@@ -7,7 +7,8 @@ cache=$PWD/.cache/pgbouncer
 mkdir -p "$cache"
 
 if [ ! -d "$cache/venv" ]; then
-    python3 -m venv "$cache/venv"
+    # the system's, which the account of PostgreSQL may run too
+    /usr/bin/python3 -m venv "$cache/venv"
     "$cache/venv/bin/pip" -q install pytest pytest-asyncio pytest-timeout pytest-xdist filelock 'psycopg[binary]==3.2.13'
 fi
 
@@ -19,7 +20,7 @@ trap 'rm -rf "$work"' EXIT
 cp -r "$source" "$work/source"
 cp -r "$cache/venv" "$work/venv"
 cp "$program" "$work/pgsteady"
-ln -s "$work/pgsteady" "$work/source/pgbouncer"
+ln -sf "$work/pgsteady" "$work/source/pgbouncer" # also where PgBouncer itself was built
 printf 'ldap_support = yes\ntls_support = yes\n' >"$work/source/config.mak"
 bin=$(dirname "$(ls /usr/lib/postgresql/*/bin/initdb | head -1)")
 mkdir "$work/t"
