@@ -353,6 +353,21 @@ impl<T> Conversation<T> {
         self.owed.iter().skip(1).take_while(data).filter(|entry| entry.is(Request::Sync)).count()
     }
 
+    /// The client's Syncs in front that a COPY has swallowed, if nothing more comes from the server: no ReadyForQuery is owed for
+    /// them.
+    #[must_use]
+    pub fn swallowed(&self) -> usize {
+        let swallowed = if self.stage == Stage::CopyIn { self.swallowable() } else { self.phantoms };
+        let syncs = self.owed.iter().filter(|entry| entry.is(Request::Sync));
+        syncs.take(swallowed).filter(|entry| entry.asker == Asker::Client).count()
+    }
+
+    /// Whether a COPY reads, and was not told that it has all: whatever becomes of it, it has not been committed.
+    #[must_use]
+    pub fn reads_copy(&self) -> bool {
+        self.stage == Stage::CopyIn && !self.owed.iter().any(|entry| entry.is(Request::CopyDone))
+    }
+
     /// A COPY has succeeded, so it has read everything up to its CopyDone.
     fn end_copy(&mut self, settled: &mut impl FnMut(T, Outcome)) -> Result<(), Desync> {
         let Some(front) = self.owed.pop_front() else { return Ok(()) };

@@ -140,6 +140,52 @@ fn a_copy_whose_server_is_lost_within_a_message_leaves_nothing_and_the_client_go
     });
 }
 
+/// A COPY swallows the Sync that drivers send along with its Execute: one ReadyForQuery is owed, whatever becomes of it.
+#[test]
+fn a_copy_with_a_sync_of_its_own_ends_with_one_readyforquery() {
+    harness::run(TEST_S, async {
+        let mut scene = Scene::new().await;
+        let begin = [parse("", "COPY numbers FROM STDIN"), bind("", &[]), execute(), sync()].concat();
+        let (data, end) = (frame(b'd', &b"7\n".repeat(1000)), [frame(b'c', b""), sync()].concat());
+        let bad = frame(b'd', b"seven\n");
+        for (killed_before, parts) in [
+            (usize::MAX, vec![&begin, &bad, &end]),
+            (1, vec![&begin, &data, &data, &end]),
+            (2, vec![&begin, &data, &data, &end]),
+            (3, vec![&begin, &data, &data, &end]),
+            (4, vec![&begin, &data, &bad, &end]),
+        ] {
+            let mut client = scene.raw().await;
+            let primary = scene.cluster.primary(&[]).await.expect("a primary");
+            for (number, part) in parts.iter().enumerate() {
+                if number == killed_before {
+                    scene.cluster.nodes[primary].kill_tree();
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                }
+                client.send(part).await;
+                if number == 0 {
+                    client.until(b'G').await;
+                }
+            }
+            let (error, ready) = failed(&client.until(b'Z').await);
+            assert!(error.is_some() && ready, "{killed_before}: {error:?} {ready}");
+            // it was not told that it had all: it is certain that nothing was committed
+            let expected = if killed_before < parts.len() { "40001" } else { "22P02" };
+            assert_eq!(error.as_deref(), Some(expected), "{killed_before}");
+            let answer = client.query("SELECT FROM numbers FOR SHARE").await;
+            let tags: String = answer.iter().map(|message| char::from(message.tag)).collect();
+            assert_eq!(tags, "TCZ", "{killed_before}");
+            assert_eq!(scene.rows().await, "0", "{killed_before}");
+            if killed_before < parts.len() {
+                let new = scene.cluster.primary(&[primary]).await.expect("another primary");
+                let port = scene.cluster.nodes[new].port();
+                scene.cluster.clone_from(primary, new, port).await;
+                scene.pgsteady.counts_on(2).await;
+            }
+        }
+    });
+}
+
 #[test]
 fn a_session_that_listens_is_told_what_it_has_lost() {
     harness::run(TEST_S, async {

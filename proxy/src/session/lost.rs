@@ -41,6 +41,7 @@ impl Session {
     pub(super) async fn lose_server(&mut self, why: &str) -> Result<(), End> {
         let Some(server) = self.server.take() else { return Ok(()) };
         let status = server.conversation.status();
+        self.units.copied(server.conversation.swallowed(), server.conversation.reads_copy());
         let (server, _pool) = server.into_server();
         drop(server);
         self.unlink();

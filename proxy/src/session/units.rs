@@ -117,6 +117,24 @@ impl Units {
         self.sent.pop_front();
     }
 
+    /// A COPY has swallowed so many of the Syncs that ended the oldest: what they ended goes on. If it was not told that it has
+    /// all, it cannot have been committed.
+    pub(super) fn copied(&mut self, swallowed: usize, unfinished: bool) {
+        for _ in 0..swallowed {
+            let Some(first) = self.sent.pop_front() else { return };
+            match self.sent.front_mut() {
+                Some(next) => *next = first.max(*next),
+                None => self.open = Some(self.open.map_or(first, |open| open.max(first))),
+            }
+        }
+        if let Some(first) = self.sent.front_mut().or(self.open.as_mut())
+            && unfinished
+            && *first == Danger::Write
+        {
+            *first = Danger::Read;
+        }
+    }
+
     /// Whether one of them commits a transaction, or may.
     pub(super) fn commits(&self) -> bool {
         self.sent.iter().chain(&self.open).any(|danger| *danger == Danger::Commit)
