@@ -5,7 +5,7 @@
 //! set pool_mode = transaction        a setting of [pgbouncer]
 //! users "app" "secret"               a line of the list of users
 //! differs BECAUSE                    the next step may differ, and has to
-//! a: startup user=app database=app   `a` connects, and sends a startup packet
+//! a: startup user=app; database=app  `a` connects, and sends a startup packet
 //! a: query SELECT 1                  and so on: see `Act::read`
 //! a: until Z                         reads up to a message of this type, or the end of the connection
 //! wait 500                           milliseconds

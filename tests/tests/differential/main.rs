@@ -15,6 +15,8 @@ mod transcript;
 
 /// Time for one conversation.
 const TEST_S: u64 = 120;
+/// Conversations that are held at the same time: they mostly wait.
+const AT_A_TIME: usize = 4;
 
 /// Where they are.
 fn folder() -> PathBuf {
@@ -56,28 +58,39 @@ fn shown(heard: &Heard) -> String {
     heard.join("\n             ")
 }
 
-#[test]
-fn every_conversation_is_the_same_but_for_what_is_marked() {
-    let (mut steps, mut marked, mut wrong) = (0, 0, Vec::new());
-    for (name, conversation, record) in conversations() {
-        let theirs =
-            fs::read_to_string(&record).unwrap_or_else(|_| panic!("{name}: no record: UPDATE=1 make differential"));
-        let theirs = conversation.recorded(&theirs).unwrap_or_else(|why| panic!("{}: {why}", record.display()));
-        let ours = hold(&conversation, None);
-        for (step, (theirs, ours)) in conversation.steps.iter().zip(theirs.iter().zip(&ours)) {
-            steps += 1;
-            marked += usize::from(step.differs.is_some());
-            match (&step.differs, theirs == ours) {
-                (None, false) => {
-                    let (theirs, ours) = (shown(theirs), shown(ours));
-                    wrong.push(format!("{name}: {}\n  PgBouncer: {theirs}\n  pgsteady:  {ours}", step.text));
-                }
-                (Some(why), true) => wrong.push(format!("{name}: {}: does not differ, although: {why}", step.text)),
-                _ => {}
+/// What differs in one conversation and is not marked, and what is marked and does not differ.
+fn differences(name: &str, conversation: &Conversation, record: &Path) -> Vec<String> {
+    let theirs = fs::read_to_string(record).unwrap_or_else(|_| panic!("{name}: no record: UPDATE=1 make differential"));
+    let theirs = conversation.recorded(&theirs).unwrap_or_else(|why| panic!("{}: {why}", record.display()));
+    let ours = hold(conversation, None);
+    let mut wrong = Vec::new();
+    for (step, (theirs, ours)) in conversation.steps.iter().zip(theirs.iter().zip(&ours)) {
+        match (&step.differs, theirs == ours) {
+            (None, false) => {
+                let (theirs, ours) = (shown(theirs), shown(ours));
+                wrong.push(format!("{name}: {}\n  PgBouncer: {theirs}\n  pgsteady:  {ours}", step.text));
             }
+            (Some(why), true) => wrong.push(format!("{name}: {}: does not differ, although: {why}", step.text)),
+            _ => {}
         }
     }
-    eprintln!("{steps} steps, {marked} of them marked as different");
+    wrong
+}
+
+#[test]
+fn every_conversation_is_the_same_but_for_what_is_marked() {
+    let conversations = conversations();
+    let mut wrong = Vec::new();
+    for some in conversations.chunks(AT_A_TIME) {
+        std::thread::scope(|scope| {
+            let held: Vec<_> =
+                some.iter().map(|(name, it, record)| scope.spawn(|| differences(name, it, record))).collect();
+            wrong.extend(held.into_iter().flat_map(|held| held.join().expect("a conversation is held")));
+        });
+    }
+    let steps = conversations.iter().flat_map(|(_, conversation, _)| &conversation.steps);
+    let marked = steps.clone().filter(|step| step.differs.is_some()).count();
+    eprintln!("{} steps, {marked} of them marked as different", steps.count());
     assert!(wrong.is_empty(), "{} differences\n{}", wrong.len(), wrong.join("\n"));
 }
 

@@ -1,4 +1,5 @@
-//! Messages as lines of text. Left out is what cannot be the same twice: keys, salts, process numbers, ports, times, addresses of objects.
+//! Messages as lines of text. Left out is what cannot be the same twice or everywhere: keys, salts, process numbers, ports, times,
+//! addresses of objects, and what depends on PostgreSQL's version.
 
 use harness::wire::{Message, Raw};
 
@@ -27,6 +28,11 @@ const FLEETING: [&str; 21] = [
     "fd",
 ];
 
+/// Parameters that are compared: those that PgBouncer tracks. Which others there are depends on PostgreSQL's version, and its time
+/// zone on the machine.
+const TRACKED: [&str; 5] =
+    ["application_name", "client_encoding", "DateStyle", "IntervalStyle", "standard_conforming_strings"];
+
 /// What one connection has heard.
 #[derive(Debug, Default)]
 pub(crate) struct Transcript {
@@ -38,6 +44,7 @@ impl Transcript {
     /// One line for each message, and one for how it ended, if it did not with the last of them.
     pub(crate) fn all(&mut self, raw: &mut Raw, messages: &[Message], ended: Option<&str>) -> Vec<String> {
         let mut lines: Vec<String> = messages.iter().map(|message| self.line(raw, message)).collect();
+        lines.retain(|line| !line.is_empty());
         // parameters in any order say the same
         lines.chunk_by_mut(|a, b| a.starts_with("S ") && b.starts_with("S ")).for_each(<[String]>::sort);
         lines.extend(ended.map(str::to_owned));
@@ -62,14 +69,18 @@ impl Transcript {
                 }
             }
             b'E' | b'N' => {
+                // file, line and routine of PostgreSQL's are those of its version
                 let fields = body.split(|byte| *byte == 0).filter(|field| !field.is_empty());
+                let fields = fields.filter(|field| !b"FLR".contains(&field[0]));
                 format!("{tag} {:?}", fields.map(String::from_utf8_lossy).collect::<Vec<_>>())
             }
-            b'S' if body.starts_with(b"application_name\0") && body.ends_with(b"\0") => {
+            b'S' => {
                 let text = String::from_utf8_lossy(body);
-                format!("S {:?}", text.rsplit_once(':').map_or(&*text, |(before, _)| before))
+                let (name, value) = text.split_once('\0').expect("a parameter has a value");
+                // `application_name_add_host` adds a port
+                let value = value.rsplit_once(':').map_or(value, |(before, _)| before);
+                if TRACKED.contains(&name) { format!("S {name}={value:?}") } else { String::new() }
             }
-            b'S' if body.starts_with(b"server_version\0") => "S server_version".to_owned(),
             b'A' => format!("A {:?}", String::from_utf8_lossy(&body[4..])),
             b'T' => self.description(body),
             b'D' => self.row(message),
