@@ -28,6 +28,8 @@ const WHOLE: Duration = Duration::from_secs(60);
 const CLOCK_IS_READ: Duration = Duration::from_millis(1100);
 /// Between two looks at it.
 const LOOK: Duration = Duration::from_millis(50);
+/// Of each node's log, where it does not become whole.
+const LAST_LINES: usize = 8;
 /// How long after a heal a node may take to find its way back by itself, before its data is replaced.
 const BY_ITSELF: Duration = Duration::from_secs(6);
 
@@ -257,6 +259,11 @@ impl Scene {
             let seen = ["primary", "why", "phase", "rule", "nodes", "store_lost"];
             let seen: Vec<(&str, &Value)> = seen.iter().map(|field| (*field, &status[*field])).collect();
             found.push(format!("{seen:?}"));
+        }
+        for node in &self.cluster.nodes {
+            let log = node.log();
+            let last: Vec<&str> = log.lines().rev().take(LAST_LINES).collect();
+            found.push(format!("{}: {}", node.name, last.into_iter().rev().collect::<Vec<_>>().join("\n    ")));
         }
         found.join("\n")
     }
