@@ -24,7 +24,8 @@ pub const NEWEST_MINOR: u16 = 2;
 pub const TLS_HANDSHAKE: u8 = 0x16;
 
 pub(crate) const PROTOCOL_3: u32 = 3 << 16;
-pub(crate) const CANCEL_CODE: u32 = (1234 << 16) | 5678;
+/// What stands in a CancelRequest where others have a version of the protocol.
+pub const CANCEL_CODE: u32 = (1234 << 16) | 5678;
 pub(crate) const SSL_CODE: u32 = (1234 << 16) | 5679;
 pub(crate) const GSSENC_CODE: u32 = (1234 << 16) | 5680;
 

@@ -71,10 +71,7 @@ async fn serve(config: Arc<Config>, log: &Started) -> Result<(), String> {
 
 /// A bad file never replaces a good one.
 fn reload(proxy: &Proxy, current: Arc<Config>, log: &Started) -> (Arc<Config>, bool) {
-    systemd::reloading();
-    let taken = take_new(proxy, current, log);
-    systemd::ready();
-    taken
+    systemd::reloading(|| take_new(proxy, current, log))
 }
 
 fn take_new(proxy: &Proxy, current: Arc<Config>, log: &Started) -> (Arc<Config>, bool) {

@@ -272,7 +272,8 @@ impl Shared {
             always_reset: settings.is_some_and(|s| s.server_reset_query_always != 0),
             round_robin: settings.is_some_and(|s| s.server_round_robin != 0),
             fast_close: settings.is_some_and(|s| s.server_fast_close != 0),
-            logs: settings.map_or((false, false), |s| (s.log_connections != 0, s.log_disconnections != 0)),
+            logs_connections: settings.is_some_and(|s| s.log_connections != 0),
+            logs_ends: settings.is_some_and(|s| s.log_disconnections != 0),
             is_pgbouncer: settings.is_some(),
         }))
     }

@@ -37,17 +37,20 @@ pub(crate) fn sockets() -> io::Result<Vec<Passed>> {
     Ok(sockets)
 }
 
-/// Clients are served; also the end of a reload.
+/// Clients are served.
 pub(crate) fn ready() {
     notify(&[NotifyState::Ready]);
 }
 
-/// The configuration is being read again (`Type=notify-reload` wants to know when that began).
-pub(crate) fn reloading() {
+/// The configuration is read again by this (`Type=notify-reload` wants to know when that began).
+pub(crate) fn reloading<T>(reload: impl FnOnce() -> T) -> T {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(error) => tracing::debug!(%error, "no monotonic clock"),
     }
+    let reloaded = reload();
+    ready();
+    reloaded
 }
 
 /// The end has begun.

@@ -19,6 +19,8 @@ use crate::programs::run;
 
 /// Bytes of a disk. Its file takes no more than what is written.
 const SIZE: u64 = 2 << 30;
+/// To unmount it, a tenth of a second apart.
+const TRIES: u32 = 50;
 /// Where limits on input and output are set: cgroup v1, else v2.
 const GROUPS_V1: &str = "/sys/fs/cgroup/blkio";
 const GROUPS_V2: &str = "/sys/fs/cgroup";
@@ -32,7 +34,7 @@ pub struct Mounts {
 /// A disk with an ext4.
 #[derive(Debug)]
 pub struct Disk {
-    /// Its mount point, which outlives no mount: see `drop`.
+    /// Its mount point.
     path: PathBuf,
     /// That of the processes that it is slow for.
     group: PathBuf,
@@ -122,6 +124,11 @@ impl Disk {
         run(Command::new("fsfreeze").arg("-f").arg(&self.path));
     }
 
+    fn unmount(&self, options: &[&str]) -> bool {
+        let ended = Command::new("umount").args(options).arg(&self.path).stderr(Stdio::null()).status();
+        ended.is_ok_and(|status| status.success())
+    }
+
     /// Ends every fault of it.
     pub fn heal(&self) {
         if let Some(mut dead_man) = self.dead_man.lock().unwrap_or_else(PoisonError::into_inner).take() {
@@ -141,19 +148,16 @@ impl Drop for Disk {
     fn drop(&mut self) {
         self.heal();
         // what was killed on it may still be ending
-        let unmounted =
-            || Command::new("umount").arg(&self.path).stderr(Stdio::null()).status().is_ok_and(|it| it.success());
-        if !(0..50).any(|_| {
-            unmounted() || {
-                std::thread::sleep(Duration::from_millis(100));
-                false
+        let mut tries = 1;
+        while !self.unmount(&[]) {
+            if tries == TRIES {
+                eprintln!("{}: still in use, unmounted when that ends", self.path.display());
+                self.unmount(&["-l"]);
+                break;
             }
-        }) {
-            eprintln!("{}: still in use, unmounted when that ends", self.path.display());
-            let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+            tries += 1;
+            std::thread::sleep(Duration::from_millis(100));
         }
-        if self.group.exists() {
-            let _ = fs::remove_dir(&self.group);
-        }
+        let _ = fs::remove_dir(&self.group);
     }
 }

@@ -64,15 +64,6 @@ impl Folder {
         &self.path
     }
 
-    /// Removes what is in it.
-    pub fn empty(&self) {
-        for entry in fs::read_dir(&self.path).expect("a folder of the test can be read") {
-            let path = entry.expect("a folder of the test can be read").path();
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-            removed.expect("what is in a folder of the test can be removed");
-        }
-    }
-
     /// Writes a file into it.
     pub fn write(&self, name: &str, content: &str) -> PathBuf {
         let path = self.path.join(name);

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use crate::endpoint::Endpoint;
 use crate::folder::{self, Folder};
 use crate::pgsteady::program;
 use crate::port::Port;
+use crate::postgres::{Node, Programs};
 use crate::{process, wait_for};
 
 /// How long it may take to listen, to end, or to log what a test waits for.
@@ -37,15 +38,19 @@ impl PgBouncer {
         Self::start_program(None, databases, settings, users).await
     }
 
+    /// The same in front of a node of its own, which `$` stands for in the databases.
+    pub async fn with_node(databases: &str, settings: &str, users: &str) -> (Node, Self) {
+        let node = Node::primary(&Programs::installed()).await;
+        let bouncer = Self::start(&at(&node, databases), settings, users).await;
+        (node, bouncer)
+    }
+
     /// The same with PgBouncer itself, if its program is given.
     ///
     /// # Panics
     /// When it ends instead; its log is shown.
     pub async fn start_program(theirs: Option<&Path>, databases: &str, settings: &str, users: &str) -> Self {
-        let folder = Folder::new("b");
-        let port = Port::new();
-        folder.write("userlist.txt", users);
-        let file = folder.write("pgbouncer.ini", &ini(folder.path(), port.number(), databases, settings));
+        let (folder, port, file) = prepare(databases, settings, users);
         let process = theirs.map_or_else(|| launch(&file, &[]), |theirs| run(process::bound_to_us(theirs), &file, &[]));
         let mut started = Self { process, port, folder };
         let (port, log) = (started.port(), started.folder.path().join("log"));
@@ -57,12 +62,10 @@ impl PgBouncer {
     /// The same under systemd's own program for socket activation, which listens at this port and at a Unix socket and starts
     /// it with the first client, and with a socket that hears what systemd would be told; both have to be waited for.
     pub fn activated(databases: &str, settings: &str, users: &str) -> (Self, UnixDatagram) {
-        let folder = Folder::new("b");
-        let (port, notify) = (Port::new(), folder.path().join("notify"));
+        let (folder, port, file) = prepare(databases, settings, users);
+        let notify = folder.path().join("notify");
         let heard = UnixDatagram::bind(&notify).expect("a socket of the test can be made");
         folder::give(&notify);
-        folder.write("userlist.txt", users);
-        let file = folder.write("pgbouncer.ini", &ini(folder.path(), port.number(), databases, settings));
         let mut command = process::bound_to_us(Path::new("systemd-socket-activate"));
         command.arg("-l").arg(format!("127.0.0.1:{}", port.number())).arg("-l");
         command.arg(folder.path().join(format!(".s.PGSQL.{}", port.number())));
@@ -157,6 +160,20 @@ impl Drop for PgBouncer {
             eprintln!("the end of its log:\n{}", lines[lines.len().saturating_sub(60)..].join("\n"));
         }
     }
+}
+
+/// Databases with the address of a node in the place of each `$`.
+#[must_use]
+pub fn at(node: &Node, databases: &str) -> String {
+    databases.replace('$', &format!("host=127.0.0.1 port={}", node.port()))
+}
+
+/// The files of a process, and where it will listen.
+fn prepare(databases: &str, settings: &str, users: &str) -> (Folder, Port, PathBuf) {
+    let (folder, port) = (Folder::new("b"), Port::new());
+    folder.write("userlist.txt", users);
+    let file = folder.write("pgbouncer.ini", &ini(folder.path(), port.number(), databases, settings));
+    (folder, port, file)
 }
 
 /// Runs as the account that PostgreSQL runs as: PgBouncer refuses to be root.

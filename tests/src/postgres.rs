@@ -355,9 +355,7 @@ impl Cluster {
         let node = &mut self.nodes[node];
         node.remove_shared_memory();
         fs::remove_dir_all(node.data()).expect("the data of a stopped node can be removed");
-        if let Some(wal) = &node.wal {
-            wal.empty();
-        }
+        node.wal = node.host.folder_on_disk("wal");
         let mut backup = node.programs.command("pg_basebackup");
         backup.args(["-h", &from, "-p", &source_port, "-U", "postgres", "-c", "fast", "-X", "stream", "-D"]);
         run(backup.arg(node.data()));

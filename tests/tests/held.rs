@@ -42,6 +42,14 @@ impl Scene {
         scene
     }
 
+    /// A primary that was killed comes back as a standby of the one after it.
+    async fn replace(&mut self, old: usize) {
+        let new = self.cluster.primary(&[old]).await.expect("another primary");
+        let port = self.cluster.nodes[new].port();
+        self.cluster.clone_from(old, new, port).await;
+        self.pgsteady.counts_on(2).await;
+    }
+
     async fn client(&self) -> Client {
         self.pgsteady.endpoint().client().await
     }
@@ -132,10 +140,7 @@ fn a_copy_whose_server_is_lost_within_a_message_leaves_nothing_and_the_client_go
             let (error, ready) = failed(&client.query("SELECT FROM numbers FOR SHARE").await);
             assert_eq!((error, ready), (None, true), "{extended} {part}");
             assert_eq!(scene.rows().await, "0", "{extended} {part}");
-            let new = scene.cluster.primary(&[primary]).await.expect("another primary");
-            let port = scene.cluster.nodes[new].port();
-            scene.cluster.clone_from(primary, new, port).await;
-            scene.pgsteady.counts_on(2).await;
+            scene.replace(primary).await;
         }
     });
 }
@@ -177,10 +182,7 @@ fn a_copy_with_a_sync_of_its_own_ends_with_one_readyforquery() {
             assert_eq!(tags, "TCZ", "{killed_before}");
             assert_eq!(scene.rows().await, "0", "{killed_before}");
             if killed_before < parts.len() {
-                let new = scene.cluster.primary(&[primary]).await.expect("another primary");
-                let port = scene.cluster.nodes[new].port();
-                scene.cluster.clone_from(primary, new, port).await;
-                scene.pgsteady.counts_on(2).await;
+                scene.replace(primary).await;
             }
         }
     });

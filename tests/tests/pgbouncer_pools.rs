@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use harness::endpoint::{say, value};
 use harness::pgbouncer::{PgBouncer, shown};
-use harness::postgres::{Node, Programs};
+use harness::postgres::Node;
 use harness::wire::{Raw, bind, execute, frame, sync};
 use tokio::task::JoinSet;
 use tokio_postgres::Client;
@@ -13,11 +13,8 @@ const USERS: &str = "\"admin\" \"admin-secret\"\n\"app\" \"app-secret\"\n\"other
 const SERVERS: &str = "SELECT count(*) FROM pg_stat_activity WHERE usename IN ('app', 'other')";
 
 async fn started(databases: &str, settings: &str) -> (Node, PgBouncer) {
-    let node = Node::primary(&Programs::installed()).await;
-    let databases = databases.replace("$", &format!("host=127.0.0.1 port={}", node.port()));
     let settings = format!("pool_mode = transaction\nauth_type = scram-sha-256\n{settings}");
-    let bouncer = PgBouncer::start(&databases, &settings, USERS).await;
-    (node, bouncer)
+    PgBouncer::with_node(databases, &settings, USERS).await
 }
 
 async fn client(bouncer: &PgBouncer, user: &str, database: &str) -> Client {

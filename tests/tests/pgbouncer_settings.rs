@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use harness::endpoint::value;
 use harness::pgbouncer::{PgBouncer, show, shown};
-use harness::postgres::{Node, Programs, repository};
+use harness::postgres::{Node, repository};
 use harness::wait_for;
 use tokio_postgres::Client;
 
@@ -19,11 +19,8 @@ const UNTESTED: usize = 6;
 const SERVERS: &str = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
 
 async fn started(databases: &str, settings: &str) -> (Node, PgBouncer) {
-    let node = Node::primary(&Programs::installed()).await;
-    let databases = databases.replace('$', &format!("host=127.0.0.1 port={}", node.port()));
     let settings = format!("pool_mode = transaction\nauth_type = trust\n{settings}");
-    let bouncer = PgBouncer::start(&databases, &settings, USERS).await;
-    (node, bouncer)
+    PgBouncer::with_node(databases, &settings, USERS).await
 }
 
 async fn app(bouncer: &PgBouncer, database: &str) -> Client {

@@ -23,6 +23,7 @@ use crate::shared::{CONSOLE, Shared};
 const DRAIN: Duration = Duration::from_secs(2);
 /// Between two looks at whether what is waited for has come.
 const POLL: Duration = Duration::from_millis(20);
+
 /// Why a command was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Refusal {

@@ -254,10 +254,7 @@ fn signal_means(name: &str, shared: &Arc<Shared>) -> Meaning {
 
 /// Reads the configuration again; what can be used of it is. Whether all of it could be.
 fn reload(proxy: &Proxy, current: Arc<Config>, log: &Log) -> (Arc<Config>, bool) {
-    systemd::reloading();
-    let taken = take_new(proxy, current, log);
-    systemd::ready();
-    taken
+    systemd::reloading(|| take_new(proxy, current, log))
 }
 
 fn take_new(proxy: &Proxy, current: Arc<Config>, log: &Log) -> (Arc<Config>, bool) {

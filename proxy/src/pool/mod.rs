@@ -83,7 +83,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let (control, pool) = (self.control.take(), self.pool.upgrade());
         if let Some(control) = control
-            && pool.as_ref().is_none_or(|pool| pool.terms().logs.1)
+            && pool.as_ref().is_none_or(|pool| pool.terms().logs_ends)
         {
             log_end(&control);
         }

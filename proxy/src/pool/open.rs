@@ -116,7 +116,7 @@ impl Opener {
             Failure::Unreachable(_) if reached == CONNECTED => "server conn crashed?",
             _ => "connect failed",
         };
-        if terms.logs.1 {
+        if terms.logs_ends {
             let origin = self.origin(id, &address, &TcpEnds::default());
             say(Level::Log, format_args!("{origin} closing because: {why} (age=0s)"));
         }
@@ -158,7 +158,7 @@ impl Opener {
             Address::Unix(directory, port) => {
                 let file = directory.join(format!(".s.PGSQL.{port}"));
                 let stream = UnixStream::connect(file).await.map_err(|error| unreachable(error.to_string()))?;
-                if terms.logs.0 {
+                if terms.logs_connections {
                     say(Level::Log, format_args!("{} new connection to server", self.origin(id, address, &ends)));
                 }
                 (Stream::Unix(stream), None)
@@ -172,7 +172,7 @@ impl Opener {
                 reached.store(CONNECTED, Ordering::Relaxed);
                 let _ = terms.tcp.apply(&stream);
                 ends = TcpEnds { local: stream.local_addr().ok(), remote: stream.peer_addr().ok(), tls: None };
-                if let Some(local) = ends.local.filter(|_| terms.logs.0) {
+                if let Some(local) = ends.local.filter(|_| terms.logs_connections) {
                     let origin = self.origin(id, address, &ends);
                     say(Level::Log, format_args!("{origin} new connection to server (from {local})"));
                 }

@@ -55,8 +55,10 @@ pub(crate) struct Terms {
     pub(crate) round_robin: bool,
     /// A session in between transactions gives up a server that is to be closed.
     pub(crate) fast_close: bool,
-    /// PgBouncer's log tells of connections to servers, and of their ends.
-    pub(crate) logs: (bool, bool),
+    /// PgBouncer's log tells of connections to servers.
+    pub(crate) logs_connections: bool,
+    /// And of their ends.
+    pub(crate) logs_ends: bool,
     /// The manners are PgBouncer's.
     pub(crate) is_pgbouncer: bool,
 }

@@ -261,16 +261,13 @@ async fn arrive(worker: &Rc<Worker>, client: &Client, mut stream: Stream) -> Res
     }
 }
 
-/// The code of a `CancelRequest` (PostgreSQL manual, 55.7).
-const CANCEL_REQUEST: [u8; 4] = 80_877_102_u32.to_be_bytes();
-
 /// The words for a startup packet that is none of ours; `None`: there are none.
 fn startup_report(shared: &Shared, refusal: &greeting::Refusal, input: &[u8]) -> Option<Report> {
     if !shared.is_pgbouncer() {
         return refusal.sqlstate().map(|sqlstate| Report::error(sqlstate, refusal.to_string()));
     }
     let words = match refusal {
-        greeting::Refusal::Length if input.get(4..8) == Some(&CANCEL_REQUEST) => return None,
+        greeting::Refusal::Length if input.get(4..8) == Some(&greeting::CANCEL_CODE.to_be_bytes()) => return None,
         greeting::Refusal::Version(0x0002_0000) => "old V2 protocol not supported".to_owned(),
         greeting::Refusal::Version(_) | greeting::Refusal::Length => error::bad_packet_header(input),
         _ => refusal.to_string(),

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use harness::pgbouncer::PgBouncer;
+use harness::pgbouncer::{PgBouncer, at};
 use harness::postgres::{Node, Programs};
 
 use conversation::{Conversation, Heard};
@@ -47,7 +47,7 @@ fn hold(conversation: &Conversation, theirs: Option<&Path>) -> Vec<Heard> {
     let mut heard = Vec::new();
     harness::run(TEST_S, async {
         let node = Node::primary(&Programs::installed()).await;
-        let databases = conversation.databases.replace('$', &format!("host=127.0.0.1 port={}", node.port()));
+        let databases = at(&node, &conversation.databases);
         let bouncer = PgBouncer::start_program(theirs, &databases, &conversation.settings, &conversation.users).await;
         heard = conversation.hold(&bouncer).await;
     });

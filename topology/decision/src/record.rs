@@ -24,6 +24,12 @@ impl Rule {
         quorum::fences_needed(self.cohort.len(), self.k)
     }
 
+    /// Whether these are enough standbys to fence.
+    #[must_use]
+    pub fn is_fenced_by(&self, standbys: NodeSet) -> bool {
+        self.fences_needed().is_some_and(|need| standbys.len() >= need)
+    }
+
     /// As `synchronous_standby_names`.
     #[must_use]
     pub fn sync_names(&self) -> SyncNames {

@@ -116,7 +116,7 @@ fn suspecting(picture: &Picture, rule: &Rule) -> Reason {
         return reason::under_way(format!("another pgsteady switches over from {}", cluster.name(leader)));
     }
     let reachable = suspecting::within_reach(picture, rule);
-    let enough = rule.fences_needed().is_some_and(|need| reachable.len() >= need);
+    let enough = rule.is_fenced_by(reachable);
     if let (Some(intent), false) = (&picture.record.intent, enough) {
         let need = rule.fences_needed().unwrap_or(rule.cohort.len() + 1);
         return reason::forward_only(cluster, intent, rule.cohort.minus(reachable), need);

@@ -56,7 +56,7 @@ pub(crate) fn check(picture: &mut Picture, rule: &Rule, plan: &Switchover) -> Re
         Some(to) if !reachable.contains(to) => return Err(reason::not_reachable(cluster, to)),
         _ => {}
     }
-    let enough = rule.fences_needed().is_some_and(|need| reachable.len() >= need);
+    let enough = rule.is_fenced_by(reachable);
     if !enough {
         return Err(reason::too_few_reachable(cluster, rule, reachable, "a switchover fences the standbys"));
     }

@@ -90,7 +90,7 @@ fn of_report(picture: &Picture, rule: &Rule, seen: &Seen, report: &Report) -> He
 /// Whether nothing commits for longer than the grace, and somebody can do better: it still answers those who only read.
 fn is_stalled(picture: &Picture, rule: &Rule, seen: &Seen) -> bool {
     let stalled = seen.flushing_since.is_some_and(|(_, since)| picture.passed(since, picture.policy.stall_grace));
-    stalled && rule.fences_needed().is_some_and(|need| within_reach(picture, rule).len() >= need)
+    stalled && rule.is_fenced_by(within_reach(picture, rule))
 }
 
 /// Readings in a row that make a contradiction true. The first may have been taken before our own last act there.

@@ -111,9 +111,9 @@ pub(crate) fn ask_store(picture: &mut Picture) {
 /// Whether an attempt has a chance: a promoted node to finish, one that may be as far as a choice made before, or enough
 /// standbys to fence.
 fn can_act(picture: &Picture, rule: &Rule) -> bool {
-    let reachable = within_reach(picture, rule).len();
-    let enough = rule.fences_needed().is_some_and(|need| reachable >= need);
-    enough || promoted(picture).is_some() || (picture.record.intent.is_some() && reachable > 0)
+    let reachable = within_reach(picture, rule);
+    let finishes = promoted(picture).is_some() || (picture.record.intent.is_some() && !reachable.is_empty());
+    rule.is_fenced_by(reachable) || finishes
 }
 
 /// Standbys of the rule that answer.
