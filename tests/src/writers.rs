@@ -3,13 +3,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_postgres::{Client, Error};
 
-use crate::endpoint::{Endpoint, say, sqlstate};
+use crate::endpoint::{Endpoint, say, sqlstate, value};
 
 /// No primary key on purpose: a row written twice must show.
 pub const TABLE: &str = "CREATE TABLE written (worker int NOT NULL, seq bigint NOT NULL)";
@@ -187,6 +187,20 @@ async fn found(client: &Client) -> HashMap<Row, i64> {
     rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect()
 }
 
+/// A moment as the logs show it: seconds since 1970.
+fn wall_clock(at: Instant) -> String {
+    let since = (SystemTime::now() - at.elapsed()).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{:.3}", since.as_secs_f64())
+}
+
+/// Which node it is, and how far along.
+async fn whereabouts(client: &Client) -> String {
+    let sql = "SELECT current_setting('data_directory') || CASE WHEN pg_is_in_recovery() \
+               THEN ' (standby, replayed ' || pg_last_wal_replay_lsn() ELSE ' (primary, wrote ' || pg_current_wal_lsn() END \
+               || ')'";
+    value(client, sql).await
+}
+
 impl Record {
     /// Takes in what others saw.
     pub fn add(&mut self, other: Self) {
@@ -225,11 +239,14 @@ impl Record {
         let found = found(client).await;
         let acknowledged: HashSet<Row> = self.acknowledged.iter().map(|(row, _)| *row).collect();
         let tried: HashSet<Row> = acknowledged.iter().chain(&self.refused).chain(&self.in_doubt).copied().collect();
-        let lost: Vec<&Row> = acknowledged.iter().filter(|row| !found.contains_key(*row)).collect();
+        let lost = self.acknowledged.iter().filter(|(row, _)| !found.contains_key(row));
+        let lost: Vec<(Row, String)> = lost.map(|(row, at)| (*row, wall_clock(*at))).collect();
         let twice: Vec<&Row> = found.iter().filter(|(_, count)| **count > 1).map(|(row, _)| row).collect();
         let unasked: Vec<&Row> = found.keys().filter(|row| !tried.contains(*row)).collect();
         let despite: Vec<&Row> = self.refused.iter().filter(|row| found.contains_key(*row)).collect();
-        assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
+        if !lost.is_empty() {
+            panic!("acknowledged and not on {}: {lost:?}", whereabouts(client).await);
+        }
         assert!(twice.is_empty(), "written twice: {twice:?}");
         assert!(unasked.is_empty(), "written by nobody: {unasked:?}");
         assert!(despite.is_empty(), "refused and written: {despite:?}; errors: {:?}", self.errors);

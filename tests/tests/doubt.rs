@@ -198,6 +198,46 @@ fn commits_that_never_left_the_primary_are_rolled_back() {
     });
 }
 
+/// The same, but the primary restarts itself before it is gone: it knows of the commits, and the one that follows does not.
+#[test]
+fn commits_that_only_outlived_a_crash_are_rolled_back() {
+    harness::run(TEST_S, async {
+        let mut scene = Scene::new(&[("cluster.main.crash_restart_grace", "30s")]).await;
+        let operator = scene.cluster.nodes[0].client().await;
+        let senders = operator.query("SELECT pid FROM pg_stat_replication", &[]).await.expect("the walsenders");
+        assert_eq!(senders.len(), 2);
+        let [stop, victim] = [Signal::SIGSTOP, Signal::SIGKILL];
+        senders.iter().for_each(|sender| process::signal(sender.get(0), stop));
+        let answers = scene.commits_wait(0).await;
+        scene.standbys(Node::freeze);
+        let pid = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' LIMIT 1";
+        let pid = harness::endpoint::value(&operator, pid).await.parse().expect("a process number");
+        process::signal(pid, victim);
+        let known = format!("SELECT count(*) FROM doubtful WHERE n = {}", scene.round);
+        let known = || async {
+            let client = scene.cluster.nodes[0].try_client().await.ok()?;
+            let count: i64 = client.query_one(&known, &[]).await.ok()?.get(0);
+            (usize::try_from(count) == Ok(FORMS.len())).then_some(())
+        };
+        harness::wait_for("the primary to restart with the commits", Duration::from_secs(30), known).await;
+        tokio::time::sleep(KNOWN).await;
+        // they use the ids again as soon as there is another primary
+        let mut others = JoinSet::new();
+        for _ in 0..2 * FORMS.len() {
+            let mut other = Raw::login(scene.pgsteady.port(), "trusting", "app").await;
+            others.spawn(async move { tags(&other.query("INSERT INTO doubtful VALUES (-1)").await) });
+        }
+        tokio::time::sleep(KNOWN).await;
+        scene.cluster.nodes[0].kill_tree();
+        scene.standbys(Node::thaw);
+        scene.told(answers, "40001").await;
+        while let Some(other) = others.join_next().await {
+            assert_eq!(other.expect("a client does not panic"), "CZ");
+        }
+        assert!(scene.cluster.primary(&[0]).await.is_some(), "nobody was promoted");
+    });
+}
+
 /// The standbys are stopped: the commits are in their sockets, and the primary is killed before they can confirm them.
 #[test]
 fn commits_that_reached_a_standby_are_committed() {

@@ -1,8 +1,8 @@
 //! A commit whose answer was lost is looked up on the primary that there is now.
 //!
 //! Transaction ids are used again: after a failover those that the new primary never heard of, after a crash those that were
-//! not flushed. So an id is compared with the first one of the reign that followed its own, and only if it is older,
-//! what PostgreSQL says of it is the truth. Within the same reign (only the connection was lost) the question has to be asked
+//! not flushed. So an id is compared with the first one of every reign that followed its own, and only if it is older than
+//! all of them, what PostgreSQL says of it is the truth. Within the same reign (only the connection was lost) the question has to be asked
 //! in it too, and nothing counts as committed before a write behind it has been confirmed by the standbys.
 
 use std::time::Duration;
@@ -75,14 +75,15 @@ fn judge(reigns: &[Reign], of: (usize, i64), xid: u64, asking: Asking) -> Judged
     let Some(place) = reigns.iter().position(|reign| (reign.node, reign.incarnation) == of) else {
         return Judged::Unknown("the monitor has not seen every primary since");
     };
-    match reigns.get(place + 1).map(|next| next.next_xid) {
-        Some(Some(next_xid)) if xid >= next_xid => Judged::RolledBack,
-        Some(Some(_)) => Judged::Ask,
-        Some(None) => Judged::Unknown("the first transaction id of the next primary is not known"),
-        None if asking.reign == Some(of) => Judged::Ask,
-        None if reigns[place].node == asking.node && reigns[place].seen > asking.born => Judged::Ask,
-        None => Judged::Wait,
+    let later = &reigns[place + 1..];
+    if later.iter().any(|next| next.next_xid.is_some_and(|next_xid| xid >= next_xid)) {
+        return Judged::RolledBack;
     }
+    if later.iter().any(|next| next.next_xid.is_none()) {
+        return Judged::Unknown("the first transaction id of a later primary is not known");
+    }
+    let same_life = reigns[place].node == asking.node && reigns[place].seen > asking.born;
+    if !later.is_empty() || asking.reign == Some(of) || same_life { Judged::Ask } else { Judged::Wait }
 }
 
 impl Session {
@@ -215,11 +216,19 @@ mod tests {
     }
 
     #[test]
-    fn only_the_reign_that_followed_counts() {
+    fn an_id_that_any_later_reign_had_not_reached_was_not_committed() {
         // 1005 was used again by the second reign, whose ids go on in the third
         let reigns = [reign(0, 10, None, 50), reign(0, 11, Some(1000), 55), reign(1, 20, Some(2000), 60)];
         assert_eq!(judge(&reigns, (0, 10), 1005, on(1, 99)), Judged::RolledBack);
         assert_eq!(judge(&reigns, (0, 11), 1005, on(1, 99)), Judged::Ask);
+        // 1950 was flushed before the crash, but not by the standby that was promoted then: it uses it again
+        let reigns = [reign(0, 10, None, 50), reign(0, 11, Some(2000), 55), reign(1, 20, Some(1900), 60)];
+        assert_eq!(judge(&reigns, (0, 10), 1950, on(1, 99)), Judged::RolledBack);
+        assert_eq!(judge(&reigns, (0, 10), 1899, on(1, 99)), Judged::Ask);
+        // where one of them cannot tell, another may
+        let reigns = [reign(0, 10, None, 50), reign(0, 11, None, 55), reign(1, 20, Some(1900), 60)];
+        assert_eq!(judge(&reigns, (0, 10), 1950, on(1, 99)), Judged::RolledBack);
+        assert!(matches!(judge(&reigns, (0, 10), 1899, on(1, 99)), Judged::Unknown(_)));
     }
 
     #[test]
