@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use decision::{Cluster, Contact, Millis, NodeId, NodeSet, Rule, SyncNames, Term, Timeline, Upstream};
 
-use crate::act::marked_by;
+use crate::act::{is_unread, marked_by};
 use crate::{Address, Failure, Reading, RuleInForce, TermRow, Verdict};
 
 /// The configured nodes, by name and by address.
@@ -97,10 +97,14 @@ impl Names {
         }
     }
 
-    /// `synchronous_standby_names` (manual 20.6.1). Only the form that we set is understood: anything else is `Other`.
+    /// `synchronous_standby_names` (manual 20.6.1). Only the form that we set is understood: anything else is `Other`. So is one that
+    /// is set and perhaps not in force.
     fn sync_names(&self, setting: &str) -> SyncNames {
         if setting.trim().is_empty() {
             return SyncNames::Nobody;
+        }
+        if is_unread(setting) {
+            return SyncNames::Other;
         }
         self.any(setting).map_or(SyncNames::Other, |(k, cohort)| SyncNames::Any { k, cohort })
     }
@@ -208,7 +212,8 @@ mod tests {
         let any = |k, ids: &[u8]| SyncNames::Any { k, cohort: set(ids) };
         let text = crate::act::rule_text(1, &["a", "b \"2\""]);
         assert_eq!(names.sync_names(&text), any(1, &[0, 1]));
-        assert_eq!(names.sync_names("any 2(a ,c)"), any(2, &[0, 2]));
+        assert_eq!(names.sync_names("Any 2(a ,c)"), any(2, &[0, 2]));
+        assert_eq!(names.sync_names("any 2(a ,c)"), SyncNames::Other, "commits may not wait yet");
         assert_eq!(names.sync_names("  "), SyncNames::Nobody);
         for other in [
             "*",

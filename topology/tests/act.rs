@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use common::{Cluster, SECOND, replication, until};
 use decision::{Obstacle, Term};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use topology::act::{self, Cause, Order, Provided, rule_text};
 use topology::{Address, Lsn, TermRow};
 
@@ -33,7 +35,7 @@ async fn a_fence_of_all_standbys_stops_acknowledgement_and_survives_a_restart() 
     assert_eq!(evidence.escalated, Vec::<&str>::new());
     assert!(!acknowledges(&primary).await);
 
-    cluster.servers[2].stop(nix::sys::signal::Signal::SIGQUIT);
+    cluster.servers[2].stop(Signal::SIGQUIT);
     cluster.servers[2].start();
     let standby = cluster.servers[2].connect().await;
     let row = standby
@@ -182,6 +184,54 @@ async fn an_acknowledgement_without_a_flush_is_not_believed() {
     act::set_rule(&cluster.remote(0), 0, &[], ready(Ok(())), 5 * SECOND).await.unwrap();
     let error = act::write_term(&cluster.remote(0), &rule(1, "n1", &["n2"]), SECOND).await.unwrap_err();
     assert_eq!(error.to_string(), "write the term row on node n1: not in time: 0 of 1 standbys have flushed it");
+}
+
+/// Stops the checkpointer in the midst of a checkpoint, as a slow disk does.
+async fn stop_in_checkpoint(server: &common::Server) -> Pid {
+    let client = server.connect().await;
+    client.batch_execute("SET synchronous_commit = local").await.unwrap();
+    let about = "SELECT pid, wait_event FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+    let pid = Pid::from_raw(client.query_one(about, &[]).await.unwrap().get(0));
+    for _ in 0..50 {
+        client
+            .batch_execute("CREATE TABLE IF NOT EXISTS dirty AS SELECT generate_series(1, 100000) AS n")
+            .await
+            .unwrap();
+        client.batch_execute("UPDATE dirty SET n = n + 1 WHERE n % 7 = 0").await.unwrap();
+        let other = server.connect().await;
+        let checkpoint = tokio::spawn(async move { other.batch_execute("CHECKPOINT").await });
+        tokio::time::sleep(Duration::from_millis(3)).await;
+        kill(pid, Signal::SIGSTOP).unwrap();
+        let wait: Option<String> = client.query_one(about, &[]).await.unwrap().get(1);
+        if wait.as_deref() != Some("CheckpointerMain") {
+            return pid;
+        }
+        kill(pid, Signal::SIGCONT).unwrap();
+        checkpoint.await.unwrap().unwrap();
+    }
+    panic!("no checkpoint took long enough to be stopped");
+}
+
+#[tokio::test]
+async fn names_are_not_in_force_before_the_checkpointer_has_read_them() {
+    let cluster = Cluster::start(1).await;
+    let (n1, client) = (cluster.remote(0), cluster.servers[0].connect().await);
+    let nobody_follows = ["n9".to_owned()];
+    client.batch_execute("CREATE TABLE t (v int)").await.unwrap();
+    act::set_rule(&n1, 0, &[], ready(Ok(())), 5 * SECOND).await.unwrap();
+    let checkpointer = stop_in_checkpoint(&cluster.servers[0]).await;
+    for _ in 0..2 {
+        let error = act::set_rule(&n1, 1, &nobody_follows, ready(Ok(())), SECOND).await.unwrap_err();
+        assert!(error.to_string().contains("the checkpointer is busy"), "{error}");
+        assert!(acknowledges(&client).await, "PostgreSQL waits by now: this shows nothing");
+    }
+    kill(checkpointer, Signal::SIGCONT).unwrap();
+    act::set_rule(&n1, 1, &nobody_follows, ready(Ok(())), 5 * SECOND).await.unwrap();
+    assert!(!acknowledges(&client).await);
+    // from one name to another nothing has to be waited for
+    let checkpointer = stop_in_checkpoint(&cluster.servers[0]).await;
+    act::set_rule(&n1, 1, &["n8".to_owned()], ready(Ok(())), 5 * SECOND).await.unwrap();
+    kill(checkpointer, Signal::SIGCONT).unwrap();
 }
 
 #[tokio::test]

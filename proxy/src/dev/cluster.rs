@@ -107,9 +107,9 @@ impl Cluster {
         self.set_rule(&names[1..]).await
     }
 
-    /// From here on a commit is acknowledged when one of the standbys has it.
+    /// A commit is acknowledged when one of the standbys has it. Lower case leaves it to the monitor to see that this is in force.
     async fn set_rule(&self, standbys: &[String]) -> Result<(), NodeError> {
-        let rule = format!("ANY 1 ({})", standbys.join(", "));
+        let rule = format!("any 1 ({})", standbys.join(", "));
         let client = self.nodes[0].connect().await?;
         let sql = |error| NodeError::Sql { what: "set synchronous_standby_names".into(), error };
         client.batch_execute(&format!("alter system set synchronous_standby_names = '{rule}'")).await.map_err(sql)?;

@@ -19,12 +19,15 @@ mod fence;
 mod primary;
 mod promote;
 mod quiesce;
+mod rule;
 mod standby;
 
 pub use fence::{FenceEvidence, FenceFailed, fence};
 pub use primary::{TermWritten, barrier, checkpoint, prepare_term, quarantine, set_rule, write_term};
 pub use promote::{Order, Promoted, promote};
 pub use quiesce::quiesce;
+pub(crate) use rule::is_unread;
+pub use rule::rule_text;
 pub use standby::{Drained, Provided, drain, repoint};
 
 /// Servers that the monitor's actions may have open to one node at the same time, besides the probe's.
@@ -297,16 +300,6 @@ pub(crate) fn literal(text: &str) -> String {
 /// `"name"` for an identifier or a member of `synchronous_standby_names`.
 pub(crate) fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\"").replace('\0', ""))
-}
-
-/// `ANY k ("a", "b")`; empty without a cohort: nothing is waited for.
-#[must_use]
-pub fn rule_text(k: u32, cohort: &[impl AsRef<str>]) -> String {
-    if cohort.is_empty() || k == 0 {
-        return String::new();
-    }
-    let names: Vec<String> = cohort.iter().map(|name| identifier(name.as_ref())).collect();
-    format!("ANY {k} ({})", names.join(", "))
 }
 
 /// The mark that a fence leaves in `primary_slot_name`: the term it was made for. It survives a restart.

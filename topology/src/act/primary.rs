@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::{ActError, Cause, Claim, Ground, Remote, is_undefined_table, literal, rule_text};
+use super::rule::{establish, rule_text};
+use super::{ActError, Cause, Claim, Ground, Remote, is_undefined_table};
 use crate::Lsn;
 use crate::login::APPLICATION_NAME;
 use crate::reading::TermRow;
@@ -141,7 +142,8 @@ pub(super) async fn writable(ground: &Ground) -> Result<(), ActError> {
     Ok(())
 }
 
-/// Sets `synchronous_standby_names` on a primary and sees it in force: in a session, and in the walsenders.
+/// Sets `synchronous_standby_names` on a primary and sees it in force: in a session, in the checkpointer, and in the
+/// walsenders.
 pub async fn set_rule(
     remote: &Remote,
     k: u32,
@@ -149,27 +151,18 @@ pub async fn set_rule(
     claim: impl Claim,
     deadline: Duration,
 ) -> Result<(), ActError> {
-    const IN_FORCE: &str = "\
-        SELECT current_setting('synchronous_standby_names') = $1 AS set, NOT EXISTS (SELECT FROM pg_stat_replication
-          WHERE state = 'streaming' AND (application_name = ANY ($2)) <> (sync_state <> 'async')) AS followed";
+    const FOLLOWED: &str = "\
+        SELECT NOT EXISTS (SELECT FROM pg_stat_replication
+          WHERE state = 'streaming' AND (application_name = ANY ($1)) <> (sync_state <> 'async')) AS followed";
     let ground = remote.begin_under("set synchronous_standby_names", claim, deadline).await?;
     let rule = rule_text(k, cohort);
     let cohort = if rule.is_empty() { &[] } else { cohort };
-    let mut ordered = false;
-    loop {
-        let row = ground.row(IN_FORCE, &[&rule, &cohort]).await?;
-        let (set, followed) = (ground.get::<bool>(&row, "set")?, ground.get::<bool>(&row, "followed")?);
-        if set && followed {
-            ground.done().await;
-            return Ok(());
-        }
-        if !set && !ordered {
-            ground.execute(&format!("ALTER SYSTEM SET synchronous_standby_names = {}", literal(&rule))).await?;
-            ground.execute("SELECT pg_reload_conf()").await?;
-            ordered = true;
-        }
-        ground.wait(|| format!("in force in a session: {set}, followed by the walsenders: {followed}")).await?;
+    establish(&ground, &rule).await?;
+    while !ground.get::<bool>(&ground.row(FOLLOWED, &[&cohort]).await?, "followed")? {
+        ground.wait(|| "the walsenders do not follow it yet".into()).await?;
     }
+    ground.done().await;
+    Ok(())
 }
 
 /// Checkpoints a new primary and returns the timeline in its control file. Until then `pg_rewind` takes the new primary

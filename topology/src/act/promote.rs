@@ -5,7 +5,8 @@ use std::time::Duration;
 use tokio_postgres::Row;
 
 use super::primary::{read_term, writable};
-use super::{ActError, Cause, Ground, Remote, literal, mark};
+use super::rule::establish;
+use super::{ActError, Cause, Ground, Remote, mark};
 
 /// What is known of a promoted node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,9 +18,7 @@ pub struct Promoted {
     pub next_xid: u64,
 }
 
-const BEFORE: &str = "\
-SELECT current_setting('synchronous_standby_names') = $1 AS ruled,
- pg_snapshot_xmax(pg_current_snapshot())::text AS next_xid";
+const NEXT_XID: &str = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS next_xid";
 
 const AFTER: &str = "SELECT CASE WHEN NOT pg_is_in_recovery() THEN
  ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int END AS timeline";
@@ -50,19 +49,8 @@ pub async fn promote(remote: &Remote, order: &Order, deadline: Duration) -> Resu
     let ground = remote.begin_alone("promote", deadline).await?;
     // a quarantine of its earlier life
     writable(&ground).await?;
-    let row = ground.row(BEFORE, &[rule]).await?;
-    if !ground.get::<bool>(&row, "ruled")? {
-        let setting = format!("ALTER SYSTEM SET synchronous_standby_names = {}", literal(rule));
-        let (set, reloaded) = tokio::join!(ground.execute(&setting), ground.execute("SELECT pg_reload_conf()"));
-        set.and(reloaded)?;
-    }
-    let next_xid = loop {
-        let row = ground.row(BEFORE, &[rule]).await?;
-        if ground.get(&row, "ruled")? {
-            break ground.get::<String>(&row, "next_xid")?;
-        }
-        ground.wait(|| "synchronous_standby_names is not in force".into()).await?;
-    };
+    establish(&ground, rule).await?;
+    let next_xid: String = ground.get(&ground.row(NEXT_XID, &[]).await?, "next_xid")?;
     let next_xid = next_xid.parse().map_err(|_| ground.fail(Cause::Statement(format!("a next xid {next_xid:?}"))))?;
     let ordered = guarded(&ground, *term, *parent).await?;
     let Some(row) = ordered.first() else {
