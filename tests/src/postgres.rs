@@ -220,6 +220,12 @@ impl Node {
         self.process.is_some()
     }
 
+    /// Whether it was running and has ended by itself since; from then on it counts as not running.
+    pub fn has_ended(&mut self) -> bool {
+        let ended = |process: &mut Child| process.try_wait().expect("a child can be waited for").is_some();
+        self.process.take_if(ended).is_some()
+    }
+
     /// The postmaster's process number.
     ///
     /// # Panics

@@ -193,6 +193,12 @@ impl Scene {
         let mut patience = Instant::now() + BY_ITSELF;
         while !self.is_whole().await {
             assert!(Instant::now() < deadline, "not whole within {WHOLE:?}: {}", self.amiss().await);
+            for node in &mut self.cluster.nodes {
+                if node.has_ended() {
+                    eprintln!("{} had ended and is started again: {}", node.name, last_lines(node));
+                    node.launch();
+                }
+            }
             match self.served().await {
                 Some(primary) => {
                     let streaming = self.streaming(primary).await;
@@ -261,9 +267,7 @@ impl Scene {
             found.push(format!("{seen:?}"));
         }
         for node in &self.cluster.nodes {
-            let log = node.log();
-            let last: Vec<&str> = log.lines().rev().take(LAST_LINES).collect();
-            found.push(format!("{}: {}", node.name, last.into_iter().rev().collect::<Vec<_>>().join("\n    ")));
+            found.push(format!("{}: {}", node.name, last_lines(node)));
         }
         found.join("\n")
     }
@@ -280,4 +284,11 @@ impl Scene {
             harness::wait_for(&format!("{} to replay", node.name), WHOLE, reached).await;
         }
     }
+}
+
+/// The end of its log.
+fn last_lines(node: &Node) -> String {
+    let log = node.log();
+    let last: Vec<&str> = log.lines().rev().take(LAST_LINES).collect();
+    last.into_iter().rev().collect::<Vec<_>>().join("\n    ")
 }
