@@ -73,6 +73,8 @@ pub struct Conversation<T> {
     skipping: bool,
     /// How many of the Syncs at the front may have been swallowed by a COPY that failed.
     phantoms: usize,
+    /// A COPY that was not told that it has all has failed, and the ReadyForQuery behind it is owed.
+    cut_short: bool,
     /// No ReadyForQuery has come since that COPY failed: if its Sync was swallowed, the server skips everything up to the next one.
     deaf: bool,
     /// Terminate was sent, or the server broke the protocol.
@@ -99,6 +101,7 @@ impl<T> Conversation<T> {
             open_for_client: false,
             skipping: false,
             phantoms: 0,
+            cut_short: false,
             deaf: false,
             ended: false,
         }
@@ -297,6 +300,7 @@ impl<T> Conversation<T> {
         self.open = false;
         self.open_for_client = false;
         self.deaf = false;
+        self.cut_short = false;
         let outcome = if self.stage == Stage::Failed { Outcome::Failed } else { Outcome::Done };
         self.settle(outcome, settled);
         Ok(fate)
@@ -313,6 +317,7 @@ impl<T> Conversation<T> {
             None => return Ok(Fate::Forward),
         };
         if self.stage == Stage::CopyIn {
+            self.cut_short = self.reads_copy();
             self.phantoms = self.swallowable();
             self.deaf = request.is_extended();
             if self.phantoms > 0 && self.owed.iter().any(|entry| matches!(entry.what, What::Answer(_))) {
@@ -362,10 +367,11 @@ impl<T> Conversation<T> {
         syncs.take(swallowed).filter(|entry| entry.asker == Asker::Client).count()
     }
 
-    /// Whether a COPY reads, and was not told that it has all: whatever becomes of it, it has not been committed.
+    /// Whether a COPY reads, or has failed, that was not told that it has all: whatever becomes of it, it has not been committed.
     #[must_use]
     pub fn reads_copy(&self) -> bool {
-        self.stage == Stage::CopyIn && !self.owed.iter().any(|entry| entry.is(Request::CopyDone))
+        let reads = self.stage == Stage::CopyIn && !self.owed.iter().any(|entry| entry.is(Request::CopyDone));
+        reads || self.cut_short
     }
 
     /// A COPY has succeeded, so it has read everything up to its CopyDone.

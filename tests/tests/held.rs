@@ -188,6 +188,32 @@ fn a_copy_with_a_sync_of_its_own_ends_with_one_readyforquery() {
     });
 }
 
+/// The server says that it goes, and why: that makes what it had not all of no less certain.
+#[test]
+fn a_copy_that_is_ended_by_an_operator_was_not_committed() {
+    harness::run(TEST_S, async {
+        let scene = Scene::new().await;
+        let operator = scene.cluster.nodes[0].client().await;
+        let begin = [parse("", "COPY numbers FROM STDIN"), bind("", &[]), execute(), sync()].concat();
+        let (data, end) = (frame(b'd', &b"7\n".repeat(1000)), [frame(b'c', b""), sync()].concat());
+        let ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query LIKE 'COPY numbers%' \
+                     AND pid <> pg_backend_pid()";
+        for begin in [begin, query("COPY numbers FROM STDIN")] {
+            let mut client = scene.raw().await;
+            client.send(&begin).await;
+            client.until(b'G').await;
+            client.send(&data).await;
+            assert_eq!(value(&operator, ended).await, "1");
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            client.send(&data).await;
+            client.send(&end).await;
+            let (error, ready) = failed(&client.until(b'Z').await);
+            assert_eq!((error.as_deref(), ready), (Some("40001"), true));
+            assert_eq!(scene.rows().await, "0");
+        }
+    });
+}
+
 #[test]
 fn a_session_that_listens_is_told_what_it_has_lost() {
     harness::run(TEST_S, async {
