@@ -4,7 +4,6 @@
 //! after a rollback too. All others are *settings* that we track by the SET statements that ran.
 //! Both are shared (`Arc`) and compared by address first: in the common case nothing has to be done.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use pgwire::parameters::CHANGEABLE;
@@ -21,6 +20,9 @@ pub(crate) struct Reported(Arc<Vec<(Arc<str>, Arc<str>)>>);
 impl Reported {
     /// Notes one ParameterStatus; beyond [`MAX_REPORTED`] names it is ignored.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
+        if self.0.iter().any(|(known, held)| (&**known, &**held) == (name, value)) {
+            return; // a copy would be one for nothing
+        }
         let values = Arc::make_mut(&mut self.0);
         if let Some((_, held)) = values.iter_mut().find(|(known, _)| &**known == name) {
             *held = value.into();
@@ -96,9 +98,12 @@ pub(crate) enum Setting {
     Statement(Box<str>),
 }
 
-/// The settings of a session that PostgreSQL does not report, by lower-case name. Empty costs nothing.
+/// The settings of a session that PostgreSQL does not report, in the order of their lower-case names. None at all cost nothing.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Settings(Option<Arc<BTreeMap<Box<str>, Setting>>>);
+pub(crate) struct Settings(Option<Arc<Vec<Named>>>);
+
+/// A setting and its lower-case name.
+type Named = (Box<str>, Setting);
 
 impl Settings {
     /// Whether both are surely the same, by address.
@@ -113,11 +118,6 @@ impl Settings {
 
     /// As [`Reported::unify`].
     pub(crate) fn unify(&mut self, other: &mut Self) {
-        for settings in [&mut self.0, &mut other.0] {
-            if settings.as_ref().is_some_and(|settings| settings.is_empty()) {
-                *settings = None;
-            }
-        }
         if let (Some(one), Some(two)) = (&mut self.0, &mut other.0)
             && !Arc::ptr_eq(one, two)
             && one == two
@@ -133,26 +133,37 @@ impl Settings {
 
     /// Makes or replaces one; `false` if there are too many.
     pub(crate) fn set(&mut self, name: &str, setting: Setting) -> bool {
-        let settings = Arc::make_mut(self.0.get_or_insert_default());
         let name = name.to_ascii_lowercase().into_boxed_str();
-        if settings.len() >= MAX_SETTINGS && !settings.contains_key(&name) {
-            return false;
+        let settings = Arc::make_mut(self.0.get_or_insert_default());
+        match settings.binary_search_by(|(known, _)| known.cmp(&name)) {
+            Ok(at) => settings[at].1 = setting,
+            Err(_) if settings.len() >= MAX_SETTINGS => return false,
+            Err(at) => {
+                settings.reserve_exact(1); // there are few, in many sessions
+                settings.insert(at, (name, setting));
+            }
         }
-        settings.insert(name, setting);
         true
     }
 
     /// Forgets one.
     pub(crate) fn reset(&mut self, name: &str) {
-        if let Some(settings) = &mut self.0 {
-            Arc::make_mut(settings).remove(&*name.to_ascii_lowercase());
-        }
+        let name = name.to_ascii_lowercase();
+        self.retain(|known| known != name);
     }
 
     /// Forgets all but the two that RESET ALL leaves.
     pub(crate) fn reset_all(&mut self) {
-        if let Some(settings) = &mut self.0 {
-            Arc::make_mut(settings).retain(|name, _| Self::outlives_reset_all(name));
+        self.retain(Self::outlives_reset_all);
+    }
+
+    fn retain(&mut self, stays: impl Fn(&str) -> bool) {
+        let Some(settings) = &mut self.0 else { return };
+        if settings.iter().any(|(name, _)| !stays(name)) {
+            Arc::make_mut(settings).retain(|(name, _)| stays(name));
+        }
+        if settings.is_empty() {
+            self.0 = None;
         }
     }
 
@@ -168,7 +179,9 @@ impl Settings {
 
     /// The setting of this lower-case name.
     pub(crate) fn get(&self, name: &str) -> Option<&Setting> {
-        self.0.as_ref().and_then(|settings| settings.get(name))
+        let settings = self.0.as_ref()?;
+        let at = settings.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
+        Some(&settings[at].1)
     }
 
     /// The names that `server` holds and this session does not.

@@ -1,6 +1,7 @@
 //! One worker: a thread with a runtime of its own, its listeners, and what its sessions share without locks.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +11,15 @@ use tokio::sync::watch;
 use crate::listener::Listeners;
 use crate::routing::{Class, Classifier, ClassifierLimits};
 use crate::session::{Card, Interned, Statement, questions, serve_client};
+use crate::settings::Reported;
 use crate::shared::Shared;
 use crate::wire::SCRATCH_BYTES;
 use crate::{housekeeping, serve::Phase};
 
 /// Between two looks at whether the last client has gone.
 const DRAINED_POLL: Duration = Duration::from_millis(100);
+/// Different sets of parameters that are remembered, so that clients share them.
+const MAX_TOLD: usize = 8;
 
 /// What the sessions of one worker share.
 pub(crate) struct Worker {
@@ -32,6 +36,8 @@ pub(crate) struct Worker {
     classifier: RefCell<Classifier>,
     interned: RefCell<Interned>,
     cards: RefCell<Vec<Weak<Card>>>,
+    /// What clients were told of the parameters lately.
+    told: RefCell<VecDeque<Reported>>,
     unnamed: Cell<u64>,
 }
 
@@ -51,6 +57,7 @@ impl Worker {
             classifier: RefCell::new(Classifier::new(limits)),
             interned: RefCell::default(),
             cards: RefCell::default(),
+            told: RefCell::default(),
             // Numbers of one worker never meet those of another, because servers may move.
             unnamed: Cell::new((index as u64) << 48),
             shared,
@@ -66,6 +73,16 @@ impl Worker {
     /// The statement with this body, shared by all clients of the worker.
     pub(crate) fn intern(&self, body: &[u8], class: Class) -> Arc<Statement> {
         self.interned.borrow_mut().get(body, || self.shared.next_statement(), || class)
+    }
+
+    /// Clients that are told the same at their login hold it once.
+    pub(crate) fn share(&self, reported: &mut Reported) {
+        let mut told = self.told.borrow_mut();
+        told.iter_mut().for_each(|known| reported.unify(known));
+        if !told.iter().any(|known| known.is(reported)) {
+            told.truncate(MAX_TOLD - 1);
+            told.push_front(reported.clone());
+        }
     }
 
     /// The next to prepare these texts get statements of their own.

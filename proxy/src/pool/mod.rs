@@ -51,7 +51,7 @@ pub(crate) struct Pool {
 struct State {
     terms: Arc<Terms>,
     /// By worker; the one given back last is borrowed first.
-    idle: Vec<VecDeque<Server>>,
+    idle: Vec<VecDeque<Box<Server>>>,
     /// Servers that exist or are being opened.
     taken: usize,
     /// Of those, the ones being opened.
@@ -70,7 +70,7 @@ struct State {
 
 struct Waiter {
     since: Instant,
-    sender: oneshot::Sender<Result<Server, Failure>>,
+    sender: oneshot::Sender<Result<Box<Server>, Failure>>,
 }
 
 /// The place that a server takes in its pool.
@@ -111,7 +111,7 @@ impl Drop for Opening {
 
 /// A server on loan to a session. Dropped, it goes back if it is at rest and clean, else it is closed.
 pub(crate) struct Borrowed {
-    server: Option<Server>,
+    server: Option<Box<Server>>,
     pool: Arc<Pool>,
     worker: usize,
 }
@@ -133,7 +133,7 @@ impl DerefMut for Borrowed {
 
 impl Borrowed {
     /// Takes the server out of the loan: it will not go back by itself.
-    pub(crate) fn into_server(mut self) -> (Server, Arc<Pool>) {
+    pub(crate) fn into_server(mut self) -> (Box<Server>, Arc<Pool>) {
         let server = self.server.take().expect("a loan holds its server until it is dropped");
         (server, self.pool.clone())
     }
@@ -209,12 +209,13 @@ impl Pool {
                 if let Some((delay, _)) = &state.terms.check {
                     let (now, delay) = (self.opener.clock.now(), *delay);
                     let fresh = |server: &Server| now.since(server.idle_since) < delay;
-                    if delay.is_zero() || !state.idle.iter().flatten().any(fresh) {
+                    if delay.is_zero() || !state.idle.iter().flatten().any(|server| fresh(server)) {
                         return None;
                     }
                 }
                 let from_front = state.terms.round_robin;
-                let take = |idle: &mut VecDeque<Server>| if from_front { idle.pop_front() } else { idle.pop_back() };
+                let take =
+                    |idle: &mut VecDeque<Box<Server>>| if from_front { idle.pop_front() } else { idle.pop_back() };
                 match take(&mut state.idle[worker]) {
                     Some(server) => server,
                     None => state.idle.iter_mut().find_map(take)?,
@@ -229,7 +230,7 @@ impl Pool {
 
     /// The server if it may still be used: of this epoch, and nothing but notices came while it was idle.
     #[inline]
-    fn fit(&self, mut server: Server, epoch: u64) -> Option<Server> {
+    fn fit(&self, mut server: Box<Server>, epoch: u64) -> Option<Box<Server>> {
         let control = &server.control;
         if control.epoch.load(Ordering::Relaxed) < epoch || control.is_revoked() || control.is_retired() {
             control.closes("database configuration changed");
@@ -265,14 +266,14 @@ impl Pool {
     }
 
     /// Gives a server to whoever waits longest, or keeps it.
-    fn give_back(&self, mut server: Server, worker: usize) {
+    fn give_back(&self, mut server: Box<Server>, worker: usize) {
         server.idle_since = self.opener.clock.now();
         server.control.link.store(0, Ordering::Relaxed);
         server.control.enter(ServerState::Idle);
         self.keep(server, worker);
     }
 
-    fn keep(&self, mut server: Server, worker: usize) {
+    fn keep(&self, mut server: Box<Server>, worker: usize) {
         let mut state = self.lock();
         if let Some(why) = self.must_close(&server, &state) {
             server.control.closes(why);
@@ -314,7 +315,7 @@ impl Pool {
         let (idle, controls) = {
             let mut state = self.lock();
             state.epoch = state.epoch.max(epoch);
-            let idle: Vec<VecDeque<Server>> = state.idle.iter_mut().map(std::mem::take).collect();
+            let idle: Vec<VecDeque<Box<Server>>> = state.idle.iter_mut().map(std::mem::take).collect();
             (idle, if revoke { state.controls.clone() } else { Vec::new() })
         };
         for control in controls.iter().filter_map(Weak::upgrade) {
@@ -337,7 +338,7 @@ impl Pool {
 
     /// Closes the idle servers.
     pub(crate) fn close_idle(&self, why: &str) {
-        let idle: Vec<VecDeque<Server>> = self.lock().idle.iter_mut().map(std::mem::take).collect();
+        let idle: Vec<VecDeque<Box<Server>>> = self.lock().idle.iter_mut().map(std::mem::take).collect();
         for server in idle.iter().flatten() {
             server.control.closes(why);
         }

@@ -120,7 +120,7 @@ impl Pool {
     /// Closes the server that is idle for longest, to make room in a limit.
     pub(crate) fn evict(&self) {
         let mut state = self.lock();
-        let longest = |idle: &VecDeque<Server>| idle.front().map(|server| server.idle_since);
+        let longest = |idle: &VecDeque<Box<Server>>| idle.front().map(|server| server.idle_since);
         let with_oldest = state.idle.iter_mut().filter(|idle| !idle.is_empty()).min_by_key(|idle| longest(idle));
         let server = with_oldest.and_then(VecDeque::pop_front);
         drop(state);
@@ -130,7 +130,7 @@ impl Pool {
     }
 
     /// An idle server that has to be checked before it is lent.
-    fn to_check(&self, state: &mut State) -> Option<(usize, Server)> {
+    fn to_check(&self, state: &mut State) -> Option<(usize, Box<Server>)> {
         state.terms.check.as_ref()?;
         let from_front = state.terms.round_robin;
         for (worker, idle) in state.idle.iter_mut().enumerate() {
@@ -143,7 +143,7 @@ impl Pool {
     }
 
     /// Asks a server the check query; it goes to whoever waits, or is closed.
-    async fn check(self: Arc<Self>, server: Server, worker: usize) {
+    async fn check(self: Arc<Self>, server: Box<Server>, worker: usize) {
         let epoch = self.lock().epoch;
         let Some(mut server) = self.fit(server, epoch) else { return self.open_if_needed() };
         if let Some((_, query)) = self.terms().check.clone() {
@@ -219,7 +219,7 @@ impl Pool {
             state.failure = None;
             state.retry_at = None;
         }
-        self.give_back(server.placed(slot), 0);
+        self.give_back(Box::new(server.placed(slot)), 0);
         self.open_if_needed();
     }
 
@@ -233,7 +233,7 @@ impl Pool {
     pub(crate) fn tidy(self: &Arc<Self>, now: Moment, has_clients: bool) {
         let (idle, epoch, terms) = {
             let mut state = self.lock();
-            let idle: Vec<VecDeque<Server>> = state.idle.iter_mut().map(std::mem::take).collect();
+            let idle: Vec<VecDeque<Box<Server>>> = state.idle.iter_mut().map(std::mem::take).collect();
             state.controls.retain(|control| Weak::strong_count(control) > 0);
             state.waiters.retain(|waiter| !waiter.sender.is_closed());
             (idle, state.epoch, state.terms.clone())

@@ -130,7 +130,8 @@ impl Session {
                 self.reported.clone()
             }
         };
-        let reported = if self.is_plain { self.with_own_values(reported) } else { reported };
+        let mut reported = if self.is_plain { self.with_own_values(reported) } else { reported };
+        self.worker.share(&mut reported);
         self.split_settings(&reported);
         self.reported = reported;
         let (process_id, key) = (self.cancel.process_id, self.cancel.key.clone());

@@ -66,8 +66,11 @@ pub(crate) async fn serve_client(worker: Rc<Worker>, stream: Stream, peer: Peer)
     let greeted = Box::pin(timeout(limit, greet(&worker, client, stream))).await;
     let refused = match greeted {
         Ok(Ok(Greeted::Session(session, admitted))) => {
-            session.run().await;
-            drop(admitted);
+            // a task of its own is a third of the size of this one, for as long as the client stays
+            tokio::task::spawn_local(async move {
+                session.run().await;
+                drop((admitted, enrolled));
+            });
             return;
         }
         Ok(Ok(Greeted::Replication(joined, admitted))) => {
