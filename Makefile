@@ -29,7 +29,7 @@ storm: ## Faults at random on hosts whose links are cut, as root (half an hour; 
 	cargo build --release --locked --bin pgsteady
 	PGSTEADY_BIN=$(CURDIR)/target/release/pgsteady cargo test --locked -p end-to-end --test storm -- --ignored --nocapture
 
-bench: ## CPU time per transaction beside PgBouncer's, about three minutes; JSON in target/bench.json
+bench: ## CPU time per transaction beside PgBouncer's, about ten minutes; writes bench/results.json, .md and .svg
 	@tools/install.sh bench
 	cargo build --release --locked -p pgsteady -p bench
 	PGSTEADY_BIN=$(CURDIR)/target/release/pgsteady target/release/bench

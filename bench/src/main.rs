@@ -162,19 +162,32 @@ impl Bench {
         self.report.memory = Some(both);
     }
 
-    /// What the look-up of commits in doubt costs where it is on: a managed cluster with it beside one without.
+    /// What the look-up of commits in doubt costs where it is on: a managed cluster with it beside one without, for a second
+    /// instance on the same nodes would not act.
     async fn price_of_resolving(&mut self) {
         let name = "TPC-B, commits resolved (beside: not)";
         if !self.is_wanted(name) {
             return;
         }
+        let case = Case { name, work: Work::TpcB, clients: 16, setup: Setup::PLAIN };
+        let (without, with) = (self.managed(false).await, self.managed(true).await);
+        self.turns(case, &without.pooler, &with.pooler).await;
+    }
+
+    async fn managed(&self, resolve_commits: bool) -> Managed {
         let mut cluster = Cluster::prepare(&Programs::installed(), 3);
         let primary = cluster.nodes[0].port();
         cluster.launch(primary).await;
         self.ground.prepare(&cluster.nodes[0]).await;
-        let (store, case) = (Folder::new("store"), Case { name, work: Work::TpcB, clients: 16, setup: Setup::PLAIN });
-        let without = Pooler::managing(&cluster, &store, false).await;
-        let with = Pooler::managing(&cluster, &Folder::new("store"), true).await;
-        self.turns(case, &without, &with).await;
+        let store = Folder::new("store");
+        let pooler = Pooler::managing(&cluster, &store, resolve_commits).await;
+        Managed { pooler, _cluster: cluster, _store: store }
     }
+}
+
+/// A cluster and the pgsteady that manages it, which ends first.
+struct Managed {
+    pooler: Pooler,
+    _cluster: Cluster,
+    _store: Folder,
 }
