@@ -58,7 +58,8 @@ pub(crate) const ALL: &[Fault] = &[
         if primary.is_running() { process::signal(primary.pid(), Signal::SIGSTOP) }
     })),
     fault("F06", "the primary is stopped by an operator", 3, 1..=1, |scene, _| Box::pin(async {
-        if scene.cluster.nodes[scene.primary].is_running() { scene.cluster.nodes[scene.primary].stop() }
+        let primary = &mut scene.cluster.nodes[scene.primary];
+        if !primary.has_ended() && primary.is_running() { primary.stop() }
     })),
     fault("F06s", "a switchover", 1, 1..=1, |scene, _| Box::pin(switch_over(scene))),
     fault("F07", "the primary is cut from all", 6, 1..=1, |scene, _| Box::pin(async {
