@@ -66,12 +66,7 @@ pub(crate) async fn serve_client(worker: Rc<Worker>, stream: Stream, peer: Peer)
     let greeted = Box::pin(timeout(limit, greet(&worker, client, stream))).await;
     let refused = match greeted {
         Ok(Ok(Greeted::Session(session, admitted))) => {
-            // a task of its own is a third of the size of this one, for as long as the client stays
-            tokio::task::spawn_local(async move {
-                session.run().await;
-                drop((admitted, enrolled));
-            });
-            return;
+            return live(session, (admitted, enrolled));
         }
         Ok(Ok(Greeted::Replication(joined, admitted))) => {
             Box::pin(joined.run()).await;
@@ -123,6 +118,15 @@ pub(crate) async fn serve_client(worker: Rc<Worker>, stream: Stream, peer: Peer)
     };
     drop(enrolled);
     let _ = Box::pin(timeout(super::FAREWELL, wire.say_goodbye())).await;
+}
+
+/// A session in a task of its own, which is a third of the size of its login's for as long as the client stays. It gives up its
+/// `places` when it ends.
+fn live<P: 'static>(session: Box<Session>, places: P) {
+    tokio::task::spawn_local(async move {
+        session.run().await;
+        drop(places);
+    });
 }
 
 /// An error of a server as PgBouncer passes it on: without its details, and fatal.
