@@ -16,7 +16,7 @@ const PROGRAM: &str = "/usr/sbin/pgbouncer";
 /// How long PgBouncer may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// Servers of each pool.
-const POOL_SIZE: i64 = 20;
+pub(crate) const POOL_SIZE: i64 = 20;
 /// Clients that each lets in.
 const MAX_CLIENTS: i64 = 6000;
 
