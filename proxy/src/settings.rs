@@ -20,14 +20,11 @@ pub(crate) struct Reported(Arc<Vec<(Arc<str>, Arc<str>)>>);
 impl Reported {
     /// Notes one ParameterStatus; beyond [`MAX_REPORTED`] names it is ignored.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
-        if self.0.iter().any(|(known, held)| (&**known, &**held) == (name, value)) {
-            return; // a copy would be one for nothing
-        }
-        let values = Arc::make_mut(&mut self.0);
-        if let Some((_, held)) = values.iter_mut().find(|(known, _)| &**known == name) {
-            *held = value.into();
-        } else if values.len() < MAX_REPORTED {
-            values.push((name.into(), value.into()));
+        match self.0.iter().position(|(known, _)| &**known == name) {
+            Some(at) if *self.0[at].1 == *value => {} // what others share stays shared
+            Some(at) => Arc::make_mut(&mut self.0)[at].1 = value.into(),
+            None if self.0.len() >= MAX_REPORTED => {}
+            None => Arc::make_mut(&mut self.0).push((name.into(), value.into())),
         }
     }
 

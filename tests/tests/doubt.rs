@@ -206,13 +206,12 @@ fn commits_that_only_outlived_a_crash_are_rolled_back() {
         let operator = scene.cluster.nodes[0].client().await;
         let senders = operator.query("SELECT pid FROM pg_stat_replication", &[]).await.expect("the walsenders");
         assert_eq!(senders.len(), 2);
-        let [stop, victim] = [Signal::SIGSTOP, Signal::SIGKILL];
-        senders.iter().for_each(|sender| process::signal(sender.get(0), stop));
+        senders.iter().for_each(|sender| process::signal(sender.get(0), Signal::SIGSTOP));
         let answers = scene.commits_wait(0).await;
         scene.standbys(Node::freeze);
         let pid = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' LIMIT 1";
         let pid = harness::endpoint::value(&operator, pid).await.parse().expect("a process number");
-        process::signal(pid, victim);
+        process::signal(pid, Signal::SIGKILL);
         let known = format!("SELECT count(*) FROM doubtful WHERE n = {}", scene.round);
         let known = || async {
             let client = scene.cluster.nodes[0].try_client().await.ok()?;

@@ -41,7 +41,10 @@ pub(super) async fn establish(ground: &Ground, rule: &str) -> Result<(), ActErro
         return Ok(());
     }
     if let Some(rest) = rule.strip_prefix(ANY).filter(|_| is_unread(&names)) {
-        set(ground, &format!("{UNREAD}{rest}")).await?;
+        let unread = format!("{UNREAD}{rest}");
+        if names != unread {
+            set(ground, &unread).await?;
+        }
         read_by_the_checkpointer(ground).await?;
     }
     set(ground, rule).await
@@ -52,9 +55,6 @@ async fn shown(ground: &Ground) -> Result<String, ActError> {
 }
 
 async fn set(ground: &Ground, rule: &str) -> Result<(), ActError> {
-    if shown(ground).await? == rule {
-        return Ok(());
-    }
     let setting = format!("ALTER SYSTEM SET synchronous_standby_names = {}", literal(rule));
     let (set, reloaded) = tokio::join!(ground.execute(&setting), ground.execute("SELECT pg_reload_conf()"));
     set.and(reloaded)?;
