@@ -13,11 +13,12 @@ need() { # package, then the command that succeeds if it is there
 }
 has_file() { compgen -G "$1"; }
 
-# To build: OpenSSL, and PostgreSQL's grammar (C, bound by bindgen).
+# To build: OpenSSL, PostgreSQL's grammar (C, bound by bindgen), and PAM.
 need build-essential command -v cc
 need pkg-config command -v pkg-config
 need libssl-dev has_file '/usr/include/openssl/ssl.h'
 need libclang-dev has_file '/usr/lib/llvm-*/lib/libclang.so*' # not libclang-cpp, which comes with other packages
+need libpam0g-dev has_file '/usr/include/security/pam_appl.h'
 # To run: a primary and two standbys.
 need postgresql has_file '/usr/lib/postgresql/*/bin/pg_rewind'
 case $purpose in

@@ -93,6 +93,8 @@ pub(crate) struct Client {
     pub(crate) link: AtomicU64,
     /// Prepared statements that it holds.
     pub(crate) prepared: AtomicUsize,
+    /// It, or the server on loan, has not taken yet what it was sent.
+    pub(crate) behind: AtomicBool,
     end: Mutex<Option<Denial>>,
     ending: AtomicBool,
     /// Wakes the housekeeping of its worker.
@@ -215,6 +217,7 @@ impl Clients {
             requested: AtomicU64::new(0),
             link: AtomicU64::new(0),
             prepared: AtomicUsize::new(0),
+            behind: AtomicBool::new(false),
             end: Mutex::new(None),
             ending: AtomicBool::new(false),
             keeper: keeper.clone(),

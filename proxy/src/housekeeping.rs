@@ -97,6 +97,10 @@ fn check(shared: &Shared, card: &Card, now: Moment, phase: Phase, limits: &Limit
 fn keep_pools(shared: &Arc<Shared>) {
     let now = shared.clock.now();
     let entries = shared.entries();
+    for host in shared.hosts.take_changed() {
+        let pools = entries.iter().flat_map(|entry| entry.pools());
+        pools.filter(|(_, pool)| pool.is_at(&host)).for_each(|(_, pool)| pool.retire());
+    }
     for entry in &entries {
         if entry.is_paused() {
             entry.pools().iter().for_each(|(_, pool)| pool.close_idle("pause mode"));

@@ -1,5 +1,6 @@
 //! The sockets that clients come to: TCP, one for each worker on the same port, and a Unix socket; or what systemd passes.
 
+use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
@@ -16,6 +17,7 @@ use tokio::net::{TcpListener, UnixListener};
 use crate::config::{Config, Dialect, Listen};
 use crate::pgbouncer::errno_text;
 use crate::pgbouncer::log::{Level, say};
+use crate::socket::set_defer_accept;
 use crate::systemd::{self, Passed};
 use crate::wire::Stream;
 
@@ -23,6 +25,9 @@ use crate::wire::Stream;
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Seconds of silence before a peer is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// A client speaks first: one that has not said anything yet is accepted after so long (as in PgBouncer).
+const SILENCE: Duration = Duration::from_secs(45);
 
 /// Where PgBouncer's Unix socket is if nothing is said.
 const DEFAULT_SOCKET_DIRECTORY: &str = "/tmp";
@@ -55,6 +60,8 @@ impl Peer {
 pub(crate) struct Listeners {
     tcp: Vec<TcpListener>,
     unix: Vec<UnixListener>,
+    /// What its sockets were set to last: accepted ones inherit it.
+    options: RefCell<Option<TcpOptions>>,
 }
 
 /// The sockets of all workers, bound but not yet listened to by a runtime.
@@ -238,7 +245,7 @@ impl Bound {
     pub(crate) fn take(parts: Part) -> io::Result<Listeners> {
         let tcp = parts.0.into_iter().map(TcpListener::from_std).collect::<io::Result<_>>()?;
         let unix = parts.1.into_iter().map(UnixListener::from_std).collect::<io::Result<_>>()?;
-        Ok(Listeners { tcp, unix })
+        Ok(Listeners { tcp, unix, options: RefCell::default() })
     }
 
     /// The parts for the workers, and what has to be kept until the end.
@@ -261,6 +268,22 @@ impl Listeners {
     pub(crate) fn keep_unix_alone(&mut self) -> bool {
         self.tcp.clear();
         !self.unix.is_empty()
+    }
+
+    /// Clients that are accepted from now on have these options (Linux has them inherit what their listener has), and are
+    /// left to the kernel while they are silent: they cost no wake-up of ours.
+    pub(crate) fn follow(&self, options: TcpOptions) {
+        if self.options.borrow().as_ref() == Some(&options) {
+            return;
+        }
+        for listener in &self.tcp {
+            let applied = options.apply(&SockRef::from(listener));
+            let deferred = set_defer_accept(listener, options.defer_accept).map_err(io::Error::from);
+            if let Err(error) = applied.and(deferred) {
+                tracing::debug!(%error, "an option of TCP is not to be had");
+            }
+        }
+        self.options.replace(Some(options));
     }
 
     /// The next client.
@@ -308,11 +331,18 @@ pub(crate) struct TcpOptions {
     pub(crate) user_timeout: Duration,
     /// Bytes of the kernel's buffers; 0: as the system has it.
     pub(crate) buffer: usize,
+    /// A client is accepted once it has said something, or after so long; zero: at once.
+    pub(crate) defer_accept: Duration,
 }
 
 impl Default for TcpOptions {
     fn default() -> Self {
-        Self { keepalive: Some((KEEPALIVE, Duration::ZERO, 0)), user_timeout: Duration::ZERO, buffer: 0 }
+        Self {
+            keepalive: Some((KEEPALIVE, Duration::ZERO, 0)),
+            user_timeout: Duration::ZERO,
+            buffer: 0,
+            defer_accept: SILENCE,
+        }
     }
 }
 
@@ -321,9 +351,8 @@ impl TcpOptions {
     ///
     /// # Errors
     /// The operating system refuses one; the connection works all the same.
-    pub(crate) fn apply(&self, stream: &tokio::net::TcpStream) -> io::Result<()> {
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(stream);
+    pub(crate) fn apply(&self, socket: &SockRef<'_>) -> io::Result<()> {
+        socket.set_tcp_nodelay(true)?;
         if let Some((idle, interval, count)) = self.keepalive {
             let mut keepalive = TcpKeepalive::new();
             if !idle.is_zero() {
@@ -335,13 +364,11 @@ impl TcpOptions {
             if count > 0 {
                 keepalive = keepalive.with_retries(count);
             }
-            socket.set_keepalive(true)?;
             socket.set_tcp_keepalive(&keepalive)?;
         }
-        if !self.user_timeout.is_zero() {
-            socket.set_tcp_user_timeout(Some(self.user_timeout))?;
-        }
-        Ok(())
+        // also off again: a listener may have had others
+        socket.set_keepalive(self.keepalive.is_some())?;
+        socket.set_tcp_user_timeout(Some(self.user_timeout))
     }
 
     /// Sets the size of the buffers, on a socket that is not connected yet: a peer that was told of a larger one would wait
@@ -368,6 +395,7 @@ impl TcpOptions {
             keepalive: (settings.tcp_keepalive != 0).then_some(keepalive),
             user_timeout: Duration::from_millis(u64::try_from(settings.tcp_user_timeout).unwrap_or(0)),
             buffer: usize::try_from(settings.tcp_socket_buffer).unwrap_or(0),
+            defer_accept: if settings.tcp_defer_accept == 0 { Duration::ZERO } else { SILENCE },
         }
     }
 }

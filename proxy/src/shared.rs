@@ -19,6 +19,7 @@ use crate::console::Order;
 use crate::counts::{Counted, Ending, OfUser, Place};
 use crate::entry::Entry;
 use crate::error::Denial;
+use crate::hosts::{Hosts, Ttl};
 use crate::listener::TcpOptions;
 use crate::pgbouncer::log::{Level, say};
 use crate::pool::{Budget, CancelTarget, Terms};
@@ -48,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) cancels: Arc<Cancels>,
     /// Bounds the hashing of passwords for servers.
     pub(crate) hashing: Arc<Hashing>,
+    /// What is known of servers' host names.
+    pub(crate) hosts: Arc<Hosts>,
     /// Time to the tick.
     pub(crate) clock: Arc<Clock>,
     /// All connected clients.
@@ -79,6 +82,8 @@ pub(crate) struct Shared {
     statements: AtomicU64,
     /// `limits.max_prepared_statements`, which the path of a query reads.
     max_prepared: AtomicUsize,
+    /// The longest message that passes, in bytes, where PgBouncer's `max_packet_size` says so.
+    max_message: AtomicUsize,
     workers: usize,
 }
 
@@ -94,6 +99,7 @@ impl Shared {
         Self {
             workers,
             max_prepared: AtomicUsize::new(config.limits.max_prepared_statements),
+            max_message: AtomicUsize::new(config.max_message()),
             clients: Arc::default(),
             console_clients: Arc::default(),
             console_counters: (0..workers).map(|_| Counters::default()).collect(),
@@ -111,6 +117,7 @@ impl Shared {
             tls,
             cancels: Arc::default(),
             hashing: Arc::default(),
+            hosts: Arc::default(),
             clock: Arc::default(),
             period: AtomicU64::new(0),
             admitted: AtomicUsize::new(0),
@@ -191,6 +198,7 @@ impl Shared {
     pub(crate) fn replace_config(self: &Arc<Self>, config: &Arc<Config>) {
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = config.clone();
         self.max_prepared.store(config.limits.max_prepared_statements, Ordering::Relaxed);
+        self.max_message.store(config.max_message(), Ordering::Relaxed);
         for (name, of_user) in &*lock(&self.of_users) {
             of_user.servers.set_limit(max_servers(config, name));
         }
@@ -252,6 +260,7 @@ impl Shared {
                 (Target::Cluster(_), []) => Vec::new(),
             },
             stays_with_host: database.stays_with_host,
+            ttl: settings.map(Ttl::of),
             tcp: self.tcp_options(),
             tls: self.tls.servers(&database.tls)?,
             dbname: database.dbname.clone().unwrap_or_else(|| entry.clone()),
@@ -470,6 +479,12 @@ impl Shared {
     #[inline]
     pub(crate) fn max_prepared(&self) -> usize {
         self.max_prepared.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the longest message that passes.
+    #[inline]
+    pub(crate) fn max_message(&self) -> usize {
+        self.max_message.load(Ordering::Relaxed)
     }
 }
 

@@ -9,6 +9,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_openssl::SslStream;
 
+use crate::gulp::Gulps;
+
 /// Bytes of the buffer that a worker lends for one read; a frame up to this size is handled without being copied.
 pub(crate) const SCRATCH_BYTES: usize = 64 * 1024;
 
@@ -24,6 +26,18 @@ pub(crate) enum Stream {
     Unix(UnixStream),
     /// TCP with TLS.
     Tls(Box<SslStream<TcpStream>>),
+}
+
+impl Stream {
+    /// The TCP socket below, if it is one.
+    #[inline]
+    fn tcp(&self) -> Option<&TcpStream> {
+        match self {
+            Stream::Tcp(stream) => Some(stream),
+            Stream::Tls(stream) => Some(stream.get_ref()),
+            Stream::Unix(_) => None,
+        }
+    }
 }
 
 impl AsyncRead for Stream {
@@ -76,6 +90,8 @@ pub(crate) struct Wire {
     kept: usize,
     /// Bytes of `out` that are written while others still wait.
     gone: usize,
+    /// How a long stream from the peer is taken.
+    gulps: Gulps,
 }
 
 /// Memory that a connection to a server keeps for its next request.
@@ -95,7 +111,7 @@ impl Wire {
     /// Nothing is left over yet.
     #[must_use]
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, out: BytesMut::new(), rest: BytesMut::new(), kept: 0, gone: 0 }
+        Self { stream, out: BytesMut::new(), rest: BytesMut::new(), kept: 0, gone: 0, gulps: Gulps::default() }
     }
 
     /// The same for a server, to which every request is written in the same memory.
@@ -145,6 +161,7 @@ impl Wire {
     /// As the operating system says; the connection is then of no use.
     #[inline]
     pub(crate) fn send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
+        self.gulps.end(self.stream.tcp());
         let mut sent = 0;
         if self.out.is_empty() {
             while sent < bytes.len() {
@@ -167,6 +184,7 @@ impl Wire {
     #[inline]
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.out.is_empty() {
+            self.gulps.end(self.stream.tcp());
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.out))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -196,7 +214,7 @@ impl Wire {
         }
         let kept = self.rest.len();
         let mut buf = ReadBuf::new(&mut scratch[kept..]);
-        match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf)) {
+        match ready!(self.poll_read(cx, &mut buf)) {
             Ok(()) if buf.filled().is_empty() => Poll::Ready(Ok(Filled::End)),
             Ok(()) => {
                 let total = kept + buf.filled().len();
@@ -211,9 +229,19 @@ impl Wire {
         }
     }
 
+    #[inline]
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        match &read {
+            Poll::Ready(_) => self.gulps.took(self.stream.tcp(), buf.filled().len()),
+            Poll::Pending => self.gulps.wait(cx, self.stream.tcp()),
+        }
+        read
+    }
+
     fn poll_fill_large(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<io::Result<Filled>> {
         let mut buf = ReadBuf::new(scratch);
-        match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buf)) {
+        match ready!(self.poll_read(cx, &mut buf)) {
             Ok(()) if buf.filled().is_empty() => Poll::Ready(Ok(Filled::End)),
             Ok(()) => {
                 self.rest.extend_from_slice(buf.filled());

@@ -137,6 +137,7 @@ pub(crate) async fn work(worker: Rc<Worker>, listeners: Listeners, mut phase: wa
 /// Serves whoever comes; never ends.
 async fn let_in(worker: &Rc<Worker>, listeners: &Listeners) {
     loop {
+        listeners.follow(worker.shared.tcp_options());
         let (stream, peer) = listeners.accept().await;
         tokio::task::spawn_local(serve_client(worker.clone(), stream, peer));
     }

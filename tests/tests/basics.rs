@@ -7,6 +7,7 @@ use harness::endpoint::{Endpoint, column, say, sqlstate, value};
 use harness::folder::Folder;
 use harness::pgsteady::{Config, Pgsteady, command};
 use harness::postgres::{Cluster, Node, Programs, run};
+use harness::wire::{Raw, frame, query};
 
 const MODES: [&str; 3] = ["session", "transaction", "statement"];
 
@@ -191,5 +192,40 @@ fn settings_of_the_client_arrive_and_are_reported() {
         let other = pgsteady.endpoint().client().await;
         let names = column(&other, "SELECT current_setting('application_name')").await.expect("a query");
         assert_ne!(names, ["the-name"]);
+    });
+}
+
+/// A long stream is taken in gulps (proxy/src/gulp.rs): what does not fill one is not waited for.
+#[test]
+fn rows_arrive_although_the_next_are_far_away() {
+    harness::run(60, async {
+        let node = Node::primary(&Programs::installed()).await;
+        let config = Config::single(&node).set("auth.method", "trust").set("database.app.pool_mode", "transaction");
+        let pgsteady = Pgsteady::start(&config).await;
+        let mut client = Raw::login(pgsteady.port(), "app", "app").await;
+        let rows = "SELECT repeat('x', 8100) FROM generate_series(1, 201) UNION ALL SELECT pg_sleep(30)::text";
+        client.send(&query(rows)).await;
+        // PostgreSQL keeps the last of them itself, until its buffer is full
+        let arrived = async {
+            for _ in 0..200 {
+                while client.message().await.expect("the connection stays").tag != b'D' {}
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(15), arrived).await.expect("the rows come before the end");
+
+        // and in the other direction, where PostgreSQL sees each as it comes
+        let other = pgsteady.endpoint().client().await;
+        other.batch_execute("CREATE TABLE copied (line text)").await.expect("a table");
+        let mut client = Raw::login(pgsteady.port(), "app", "app").await;
+        client.send(&query("COPY copied FROM STDIN")).await;
+        client.until(b'G').await;
+        let line = frame(b'd', &["x".repeat(5000).as_bytes(), b"\n"].concat());
+        for _ in 0..100 {
+            client.send(&line).await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        client.send(&frame(b'c', b"")).await;
+        client.until(b'Z').await;
+        assert_eq!(value(&other, "SELECT count(*) FROM copied").await, "100");
     });
 }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use super::lookup::{LookupError, Place};
 use super::read::{self, ReadError};
 use super::store::{Demand, Known, Store, Users};
-use super::{Identity, ScramLogin, ServerLogin, ldap};
+use super::{Identity, ScramLogin, ServerLogin, ldap, pam};
 
 /// Who a client says to be.
 #[derive(Debug, Clone, Copy)]
@@ -153,16 +153,21 @@ where
     let known = known.as_deref();
     let mut exchange = Exchange { stream, rest, out, claim, store };
     let server_login = if demand.asks_scram(known, &users) {
-        exchange.scram(known).await
+        Box::pin(exchange.scram(known)).await
     } else {
         match demand {
             Demand::Any => exchange.any(),
             Demand::Trust => exchange.trust(&users, known),
             Demand::Peer { map } => exchange.peer(&users, known, map.as_deref()),
             Demand::Certificate { map } => exchange.certificate(&users, known, map.as_deref()),
-            Demand::Password => exchange.password(known).await,
-            Demand::Ldap { options } => exchange.ldap(&options).await,
-            Demand::Md5 | Demand::Scram | Demand::NoRule | Demand::Reject => exchange.md5(known).await,
+            Demand::Password => Box::pin(exchange.password(known)).await,
+            Demand::Ldap { options } => Box::pin(exchange.ldap(&options)).await,
+            Demand::Pam { .. } if users.tells_unknown(claim.place) => {
+                tracing::warn!(database = claim.came.database, "auth_type pam does not go together with auth_user");
+                return Err(failed("users are looked up and PAM is asked", "bouncer config error"));
+            }
+            Demand::Pam { service } => Box::pin(exchange.pam(service)).await,
+            Demand::Md5 | Demand::Scram | Demand::NoRule | Demand::Reject => Box::pin(exchange.md5(known)).await,
         }
     };
     if matches!(server_login, Err(Refusal::Failed { .. })) {
@@ -239,6 +244,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
             Err(error) => {
                 tracing::warn!(%error, user = self.claim.user, "the LDAP server could not be asked");
                 Err(self.failed_with("the LDAP server could not be asked", "LDAP authentication failed"))
+            }
+        }
+    }
+
+    /// The modules of the system know the password.
+    async fn pam(&mut self, service: String) -> Result<ServerLogin, Refusal> {
+        let password = self.ask(&Authentication::Cleartext).await?;
+        let (user, address) = (self.claim.user.to_owned(), self.claim.came.address);
+        let question = pam::Question { service, user, password: password.clone(), address };
+        match self.store.pam.check(question).await {
+            Ok(()) => Ok(ServerLogin::password(password.reveal())),
+            Err(error) => {
+                tracing::info!(%error, user = self.claim.user, "PAM does not let a user in");
+                Err(self.failed_with("PAM does not take the password", "PAM authentication failed"))
             }
         }
     }

@@ -10,6 +10,7 @@ pub mod client;
 mod hba;
 mod ldap;
 mod lookup;
+mod pam;
 mod read;
 pub mod server;
 mod store;

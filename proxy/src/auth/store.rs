@@ -11,6 +11,7 @@ use tokio::sync::OnceCell;
 use super::client::Came;
 use super::hba::{self, Hba, Ident};
 use super::lookup::{Lookup, LookupError, Place};
+use super::pam::Pam;
 use super::{Hashing, ServerLogin, userlist};
 use crate::config::{self, AuthMethod, Config};
 use crate::pgbouncer::log::{Level, say};
@@ -22,6 +23,7 @@ pub struct Store {
     /// Drawn once: what an unknown user is told must not change while the process lives, nor be foreseen.
     mock: Secret,
     pub(super) hashing: Hashing,
+    pub(super) pam: Pam,
 }
 
 /// The users of one configuration.
@@ -33,9 +35,12 @@ pub(super) struct Users {
     hba: Hba,
     ident: Ident,
     ldap: String,
+    pam_service: String,
     is_pgbouncer: bool,
     /// Unknown users are asked by SCRAM where known ones would be.
     mock_is_scram: bool,
+    /// Of SCRAM keys that are made of a plain password, and of a mock's.
+    iterations: u32,
 }
 
 /// What is known of a user.
@@ -66,7 +71,12 @@ impl Store {
     /// The list of users cannot be read: where and why.
     pub fn load(config: &Config) -> Result<Self, String> {
         let users = RwLock::new(Arc::new(Users::load(config)?));
-        Ok(Self { users, mock: Secret::new(rand::random::<[u8; 32]>()), hashing: Hashing::default() })
+        Ok(Self {
+            users,
+            mock: Secret::new(rand::random::<[u8; 32]>()),
+            hashing: Hashing::default(),
+            pam: Pam::default(),
+        })
     }
 
     /// Takes a new configuration, and its list of users anew.
@@ -99,7 +109,7 @@ impl Store {
     /// The SCRAM keys by which a user is checked: for a user who is not known, or has no password for SCRAM, keys that no
     /// password opens. A plain password is salted as a mock would be, so that nobody can tell the two apart.
     pub(super) async fn scram_keys(&self, user: &str, known: Option<&Known>) -> Option<Keys> {
-        let mock = Keys::mock(self.mock.reveal(), user, scram::DEFAULT_ITERATIONS);
+        let mock = Keys::mock(self.mock.reveal(), user, self.users().iterations);
         let Some(known) = known else { return Some(mock) };
         match &known.stored {
             Some(Stored::Scram(keys)) => Some(keys.clone()),
@@ -136,7 +146,20 @@ impl Users {
         let is_pgbouncer = config.dialect.pgbouncer().is_some();
         let (hba, ident) = read_rules(config)?;
         let ldap = config.auth.ldap_options.clone().unwrap_or_default();
-        Ok(Self { method: config.auth.method, listed, lookup, hba, ident, ldap, is_pgbouncer, mock_is_scram })
+        let asked = config.dialect.pgbouncer().and_then(|loaded| u32::try_from(loaded.settings.scram_iterations).ok());
+        let iterations = asked.filter(|asked| *asked > 0).unwrap_or(scram::DEFAULT_ITERATIONS);
+        Ok(Self {
+            method: config.auth.method,
+            listed,
+            lookup,
+            hba,
+            ident,
+            ldap,
+            pam_service: config.auth.pam_service.clone(),
+            is_pgbouncer,
+            mock_is_scram,
+            iterations,
+        })
     }
 
     /// What is known of a user; `None` if nothing.
@@ -144,10 +167,10 @@ impl Users {
         let listed = self.listed.get(user);
         match (listed, &self.lookup, place) {
             (Some(known), Some(lookup), Some(place)) if known.stored.is_none() && !known.is_listed => {
-                Ok(lookup.find(user, place).await?.or_else(|| Some(known.clone())))
+                Ok(Box::pin(lookup.find(user, place)).await?.or_else(|| Some(known.clone())))
             }
             (Some(known), _, _) => Ok(Some(known.clone())),
-            (None, Some(lookup), Some(place)) => lookup.find(user, place).await,
+            (None, Some(lookup), Some(place)) => Box::pin(lookup.find(user, place)).await,
             (None, _, _) => Ok(None),
         }
     }
@@ -179,6 +202,7 @@ impl Users {
             AuthMethod::ScramSha256 => return Demand::Scram,
             AuthMethod::Cert => return Demand::Certificate { map: None },
             AuthMethod::Ldap => return Demand::Ldap { options: self.ldap.clone() },
+            AuthMethod::Pam => return Demand::Pam { service: self.pam_service.clone() },
             AuthMethod::Hba => self.hba.find(user, came),
         };
         let Some(rule) = rule else { return Demand::NoRule };
@@ -220,6 +244,9 @@ pub(super) enum Demand {
     Ldap {
         options: String,
     },
+    Pam {
+        service: String,
+    },
     /// It is not let in.
     Reject,
     /// No rule is for it.
@@ -238,7 +265,7 @@ impl Demand {
 
     /// Whether it may be passed by somebody of whom nothing is stored.
     pub(super) fn needs_nobody(&self) -> bool {
-        matches!(self, Self::Any | Self::Ldap { .. })
+        matches!(self, Self::Any | Self::Ldap { .. } | Self::Pam { .. })
     }
 }
 

@@ -252,6 +252,12 @@ impl Database {
 }
 
 impl Config {
+    /// Bytes of the longest message that passes, where PgBouncer's `max_packet_size` says so.
+    pub(crate) fn max_message(&self) -> usize {
+        let asked = self.dialect.pgbouncer().map(|loaded| usize::try_from(loaded.settings.max_packet_size));
+        asked.and_then(Result::ok).unwrap_or(usize::MAX)
+    }
+
     /// Reads and checks a file.
     ///
     /// # Errors

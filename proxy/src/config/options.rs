@@ -60,6 +60,8 @@ words! {
         "cert" => Cert,
         /// Password in the clear, checked by an LDAP server (`ldap_options`).
         "ldap" => Ldap,
+        /// Password in the clear, checked by the system's PAM modules (`pam_service`).
+        "pam" => Pam,
         /// By line of `hba_file`.
         "hba" => Hba,
     }
@@ -242,6 +244,8 @@ section! {
         ident_file: Option<PathBuf>,
         /// The LDAP server for method `ldap`, in the words of `pg_hba.conf`: `ldapserver=… ldapprefix=…`, or `ldapurl=…`.
         ldap_options: Option<String>,
+        /// The rules for method `pam`: a file in `/etc/pam.d`.
+        pam_service: String = "\"pgsteady\"",
         /// Users who may log in to the console (database `pgbouncer`) and do everything there, with commas between them.
         console_admins: Option<String>,
         /// Users who may look there, and no more.

@@ -1,12 +1,13 @@
 //! What the commands of the console do, and what they refuse.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use pgwire::report::Report;
 use pgwire::sqlstate::{self, SqlState};
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use topology::Verdict;
 
 use super::answer::Table;
@@ -23,6 +24,8 @@ use crate::shared::{CONSOLE, Shared};
 const DRAIN: Duration = Duration::from_secs(2);
 /// Between two looks at whether what is waited for has come.
 const POLL: Duration = Duration::from_millis(20);
+/// Time for clients and servers to take what they were sent before SUSPEND closes them: PgBouncer's default.
+const SUSPEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a command was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -227,7 +230,7 @@ fn resume(shared: &Arc<Shared>, name: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// No client is read from, and what was begun is answered.
+/// No client is read from; ready when all have taken what they were sent, and those are gone that did not in time.
 async fn suspend(shared: &Arc<Shared>) -> Result<(), Refusal> {
     if shared.is_paused() || shared.is_suspended() {
         return Err(Refusal::new("already suspended/paused"));
@@ -237,8 +240,19 @@ async fn suspend(shared: &Arc<Shared>) -> Result<(), Refusal> {
     }
     log_command("SUSPEND", None);
     shared.set_suspended(true);
-    sleep(POLL).await;
-    Ok(())
+    let timeout = shared.config().dialect.pgbouncer().map(|loaded| loaded.settings.suspend_timeout.duration());
+    let deadline = Instant::now() + timeout.unwrap_or(SUSPEND_TIMEOUT);
+    loop {
+        sleep(POLL).await;
+        let mut behind = shared.clients.all();
+        behind.retain(|client| client.behind.load(Ordering::Relaxed));
+        if behind.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            behind.iter().for_each(|client| client.send_away(Denial::Told("suspend_timeout".to_owned())));
+        }
+    }
 }
 
 fn able(shared: &Arc<Shared>, name: Option<&str>, command: &str) -> Result<(), Refusal> {

@@ -69,7 +69,7 @@ pub(super) fn table(
         ]),
         "lists" => lists(shared),
         "mem" => Table::new(&[("name", Text), ("size", Int4), ("used", Int4), ("free", Int4), ("memtotal", Int4)]),
-        "dns_hosts" => Table::new(&[("hostname", Text), ("ttl", Int8), ("addrs", Text)]),
+        "dns_hosts" => hosts(shared),
         "dns_zones" => Table::new(&[("zonename", Text), ("serial", Int8), ("count", Int4)]),
         "clients" => sockets::clients(shared),
         "servers" => sockets::servers(shared),
@@ -382,12 +382,21 @@ fn lists(shared: &Shared) -> Table {
         ("login_clients", logging_in),
         ("free_servers", 0),
         ("used_servers", servers),
-        ("dns_names", 0),
+        ("dns_names", shared.hosts.all().len()),
         ("dns_zones", 0),
         ("dns_queries", 0),
         ("dns_pending", 0),
     ] {
         table.push(vec![name.into(), items.into()]);
+    }
+    table
+}
+
+fn hosts(shared: &Shared) -> Table {
+    let mut table = Table::new(&[("hostname", Text), ("ttl", Int8), ("addrs", Text)]);
+    for known in shared.hosts.all() {
+        let addresses: Vec<String> = known.addresses.iter().map(ToString::to_string).collect();
+        table.push(vec![known.host.as_ref().into(), known.left.as_secs().into(), addresses.join(",").into()]);
     }
     table
 }

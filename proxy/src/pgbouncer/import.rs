@@ -181,12 +181,16 @@ fn auth(config: &Config, users_file: Option<&str>) -> Table {
         AuthMethod::ScramSha256 => "scram-sha-256",
         AuthMethod::Cert => "cert",
         AuthMethod::Ldap => "ldap",
+        AuthMethod::Pam => "pam",
         AuthMethod::Hba => "hba",
     };
     section.insert("method".to_owned(), method.into());
     put(&mut section, "users_file", users_file.map(Value::from));
     put(&mut section, "hba_file", path(auth.hba_file.as_deref()));
     put(&mut section, "ident_file", path(auth.ident_file.as_deref()));
+    if auth.method == AuthMethod::Pam {
+        section.insert("pam_service".to_owned(), auth.pam_service.as_str().into());
+    }
     put(&mut section, "ldap_options", auth.ldap_options.as_deref().map(Value::from));
     if auth.query_user.is_some() {
         put(&mut section, "query_user", auth.query_user.as_deref().map(Value::from));

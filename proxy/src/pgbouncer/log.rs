@@ -206,6 +206,9 @@ impl Visit for Text {
     }
 }
 
+/// Where the system's log listens.
+const SYSLOG: &str = "/dev/log";
+
 /// The system's log, by its socket.
 struct Syslog {
     socket: Option<UnixDatagram>,
@@ -232,7 +235,10 @@ const FACILITIES: [(&str, u8); 12] = [
 impl Syslog {
     fn new(settings: &Settings) -> Self {
         let known = FACILITIES.iter().find(|(name, _)| *name == settings.syslog_facility);
-        let socket = UnixDatagram::unbound().ok().filter(|socket| socket.connect("/dev/log").is_ok());
+        let socket = UnixDatagram::unbound().ok();
+        if let Some(socket) = &socket {
+            let _ = socket.connect(SYSLOG); // else it is tried again with the first line
+        }
         Self { socket, facility: known.map_or(3, |(_, number)| *number), ident: settings.syslog_ident.clone() }
     }
 
@@ -240,6 +246,9 @@ impl Syslog {
         let Some(socket) = &self.socket else { return };
         let priority = self.facility * 8 + level.severity();
         let line = format!("<{priority}>{}[{}]: {} {text}", self.ident, std::process::id(), level.word());
-        let _ = socket.send(line.as_bytes());
+        // whoever listened may have been started again
+        if socket.send(line.as_bytes()).is_err() && socket.connect(SYSLOG).is_ok() {
+            let _ = socket.send(line.as_bytes());
+        }
     }
 }

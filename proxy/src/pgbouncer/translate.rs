@@ -21,6 +21,8 @@ const FOR_EVER: Duration = Duration::from_secs(366 * 24 * 3600);
 const DEFAULTS: &str = "[database.none]\nhost = \"localhost\"\n";
 /// More than this of anything is as good as no limit.
 const MAX_COUNT: usize = 1 << 20;
+/// The file of `/etc/pam.d` with PgBouncer's rules.
+const PAM_SERVICE: &str = "pgbouncer";
 
 /// Why an `ini` that could be read cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +48,7 @@ impl Loaded {
         listen(settings, &mut config)?;
         limits(settings, &mut config);
         config.listen_tls = listen_tls(settings);
-        config.auth.method = method(settings.auth_type)?;
+        config.auth.method = method(settings.auth_type);
         config.auth.users_file = path(settings.auth_file.as_deref().unwrap_or(""));
         lookup(self, &mut config);
         config.users =
@@ -131,17 +133,17 @@ fn ciphers(text: &str) -> Option<String> {
     }
 }
 
-fn method(auth_type: AuthType) -> Result<AuthMethod, Untranslatable> {
+fn method(auth_type: AuthType) -> AuthMethod {
     match auth_type {
-        AuthType::Any => Ok(AuthMethod::Any),
-        AuthType::Trust => Ok(AuthMethod::Trust),
-        AuthType::Plain => Ok(AuthMethod::Password),
-        AuthType::Md5 => Ok(AuthMethod::Md5),
-        AuthType::ScramSha256 => Ok(AuthMethod::ScramSha256),
-        AuthType::Cert => Ok(AuthMethod::Cert),
-        AuthType::Hba => Ok(AuthMethod::Hba),
-        AuthType::Ldap => Ok(AuthMethod::Ldap),
-        AuthType::Pam => Err(Untranslatable("auth_type pam is not supported by this build".to_owned())),
+        AuthType::Any => AuthMethod::Any,
+        AuthType::Trust => AuthMethod::Trust,
+        AuthType::Plain => AuthMethod::Password,
+        AuthType::Md5 => AuthMethod::Md5,
+        AuthType::ScramSha256 => AuthMethod::ScramSha256,
+        AuthType::Cert => AuthMethod::Cert,
+        AuthType::Hba => AuthMethod::Hba,
+        AuthType::Ldap => AuthMethod::Ldap,
+        AuthType::Pam => AuthMethod::Pam,
     }
 }
 
@@ -152,6 +154,7 @@ fn lookup(loaded: &Loaded, config: &mut Config) {
     config.auth.hba_file = path(&loaded.settings.auth_hba_file);
     config.auth.ident_file = path(loaded.settings.auth_ident_file.as_deref().unwrap_or(""));
     config.auth.ldap_options.clone_from(&loaded.settings.auth_ldap_options);
+    config.auth.pam_service = PAM_SERVICE.to_owned();
     config.auth.console_admins = Some(loaded.settings.admin_users.clone());
     config.auth.console_watchers = Some(loaded.settings.stats_users.clone());
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use topology::Address;
 
 use crate::entry::Entry;
 use crate::pgbouncer::log::{Level, say};
@@ -187,6 +188,13 @@ impl Pool {
     /// What it keeps to.
     pub(crate) fn terms(&self) -> Arc<Terms> {
         self.lock().terms.clone()
+    }
+
+    /// Whether this is the name of its host, or of one of them.
+    pub(crate) fn is_at(&self, host: &str) -> bool {
+        let terms = self.terms();
+        let mut addresses = terms.addresses.iter().chain(std::iter::once(&self.opener.address));
+        addresses.any(|address| matches!(address, Address::Tcp(name, _) if name == host))
     }
 
     /// It keeps to this from now on.

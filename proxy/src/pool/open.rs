@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use pgwire::report::View;
 use socket2::SockRef;
 
-use tokio::net::{TcpSocket, TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::timeout;
 use topology::{Address, Watch};
 
@@ -17,6 +17,7 @@ use super::{CancelTarget, Control, Failure, Origin, ServerState, Slot, Terms};
 use crate::auth::{self, Hashing, Link, LoginError, ServerLogin};
 use crate::clock::Clock;
 use crate::config::SynchronousCommit;
+use crate::hosts::Hosts;
 use crate::listener::TcpOptions;
 use crate::pgbouncer::log::{Level, say};
 use crate::settings::{Reported, Settings};
@@ -53,6 +54,8 @@ pub(crate) struct Opener {
     pub(crate) ids: Arc<AtomicU64>,
     /// Bounds the hashing of passwords for servers.
     pub(crate) hashing: Arc<Hashing>,
+    /// What is known of host names.
+    pub(crate) hosts: Arc<Hosts>,
     /// Why the last attempt failed, if it did.
     pub(crate) failure: Mutex<Option<String>>,
 }
@@ -165,12 +168,13 @@ impl Opener {
             }
             Address::Tcp(host, port) => {
                 let found =
-                    lookup_host((host.as_str(), *port)).await.map_err(|error| unreachable(error.to_string()))?;
+                    self.hosts.addresses(host, terms.ttl).await.map_err(|error| unreachable(error.to_string()))?;
+                let found = found.into_iter().map(|address| SocketAddr::new(address, *port));
                 reached.store(RESOLVED, Ordering::Relaxed);
                 let mut stream =
                     connect_to_one(found, &terms.tcp).await.map_err(|error| unreachable(error.to_string()))?;
                 reached.store(CONNECTED, Ordering::Relaxed);
-                let _ = terms.tcp.apply(&stream);
+                let _ = terms.tcp.apply(&SockRef::from(&stream));
                 ends = TcpEnds { local: stream.local_addr().ok(), remote: stream.peer_addr().ok(), tls: None };
                 if let Some(local) = ends.local.filter(|_| terms.logs_connections) {
                     let origin = self.origin(id, address, &ends);

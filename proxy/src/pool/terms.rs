@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use topology::Address;
 
+use crate::hosts::Ttl;
 use crate::listener::TcpOptions;
 use crate::tls::ServerTls;
 
@@ -15,6 +16,8 @@ pub(crate) struct Terms {
     pub(crate) addresses: Vec<Address>,
     /// Stay with a host until it fails; else take them in turn.
     pub(crate) stays_with_host: bool,
+    /// How long the addresses of a host name are good for; none: they are asked for each time.
+    pub(crate) ttl: Option<Ttl>,
     /// The options of its TCP connections.
     pub(crate) tcp: TcpOptions,
     /// TLS, if the entry has it.

@@ -59,8 +59,8 @@ impl Admission<'_> {
         arrived.wire.keep(&arrived.rest);
         if self.client.who().replication != Replication::No {
             let Arrived { wire, startup, .. } = arrived;
-            let begun = Replicated::begin(self.worker, self.client, &entry, &identity, &startup, wire, out).await;
-            return match begun {
+            let begun = Replicated::begin(self.worker, self.client, &entry, &identity, &startup, wire, out);
+            return match Box::pin(begun).await {
                 Ok(joined) => Ok(Greeted::Replication(Box::new(joined), (counted, places))),
                 Err(refused) => {
                     let (wire, denial) = *refused;
@@ -69,7 +69,7 @@ impl Admission<'_> {
             };
         }
         let session = Session::begin_with(self.worker, self.client, entry, arrived, identity)?;
-        Ok(Greeted::Session(Box::new(session.first_words(out).await?), (counted, places)))
+        Ok(Greeted::Session(session.first_words(out).await?, (counted, places)))
     }
 
     /// To the console.

@@ -35,7 +35,7 @@ impl Session {
         entry: Arc<Entry>,
         arrived: Arrived,
         identity: Identity,
-    ) -> Result<Self, Refused> {
+    ) -> Result<Box<Self>, Refused> {
         let Arrived { wire, startup, .. } = arrived;
         let config = worker.shared.config();
         let (settings, route) = match login_settings(&config, &startup, client) {
@@ -48,9 +48,9 @@ impl Session {
         let user = config.users.get(&identity.user).cloned();
         let mode = entry.mode(user.as_ref().and_then(|user| user.pool_mode));
         let card = Card::new(client, user, worker);
-        client.known(|who| who.server_user = Some(entry.user_of(&identity.user)));
+        introduce(client, &entry, &identity);
         let given = config.dialect.pgbouncer().map(|loaded| &loaded.settings);
-        Ok(Self {
+        Ok(Box::new(Self {
             cancel: worker.shared.cancels.register(key_bytes(&startup), worker.shared.peer_id()),
             mode,
             is_plain: given.is_some(),
@@ -97,25 +97,18 @@ impl Session {
             pinned: None,
             lost: super::Lost::No,
             read_after: crate::routing::ReadAfter::new(),
-        })
+        }))
     }
 
     /// Tells the client what PostgreSQL tells at login. The first client of a kind needs a server for it, which also
     /// shows whether its settings are good; for PgBouncer's users one server of the pool is enough for all of them.
-    pub(super) async fn first_words(mut self, admitted: BytesMut) -> Result<Self, Refused> {
+    pub(super) async fn first_words(mut self: Box<Self>, admitted: BytesMut) -> Result<Box<Self>, Refused> {
         let all = if self.is_plain { Settings::default() } else { self.settings.clone() };
         let reported = match self.entry.welcome(&self.user, &all) {
             Some(reported) => reported,
             None => {
                 self.logs_in = true;
-                let got = match self.acquire(&Asked::primary()).await {
-                    Ok(()) if self.is_plain => {
-                        self.meet_any_server();
-                        Ok(())
-                    }
-                    Ok(()) => self.meet_server().await,
-                    no_server => no_server,
-                };
+                let got = Box::pin(self.meet_first_server()).await;
                 self.logs_in = false;
                 match got {
                     Ok(()) => self.entry.remember_welcome(&self.user, &all, &self.reported),
@@ -143,6 +136,16 @@ impl Session {
         out.extend_from_slice(&backend::write_ready_for_query(TransactionStatus::Idle));
         self.card.idle();
         Ok(self)
+    }
+
+    /// Waits for a server, and learns from it what the client is told.
+    async fn meet_first_server(&mut self) -> Result<(), NoServer> {
+        self.acquire(&Asked::primary()).await?;
+        if self.is_plain {
+            self.meet_any_server();
+            return Ok(());
+        }
+        self.meet_server().await
     }
 
     /// Learns from a server what the pool's clients are told.
@@ -193,7 +196,7 @@ impl Session {
         self.startup = self.settings.clone();
     }
 
-    fn into_wire(mut self) -> Wire {
+    fn into_wire(mut self: Box<Self>) -> Wire {
         self.abandon();
         self.client
     }
@@ -206,6 +209,15 @@ impl Session {
         }
         self.pools[node].clone()
     }
+}
+
+/// Who the client is, in texts that it shares with others.
+fn introduce(client: &Client, entry: &Entry, identity: &Identity) {
+    client.known(|who| {
+        who.user = Some(identity.user.clone());
+        who.database = Some(entry.name.clone());
+        who.server_user = Some(entry.user_of(&identity.user));
+    });
 }
 
 /// What a client asks for at its login.

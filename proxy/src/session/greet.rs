@@ -55,9 +55,6 @@ type Admitted = (Option<Counted>, Vec<Place>);
 /// Serves one client from its first byte to its last.
 pub(crate) async fn serve_client(worker: Rc<Worker>, stream: Stream, peer: Peer) {
     let shared = worker.shared.clone();
-    if let Stream::Tcp(stream) = &stream {
-        let _ = shared.tcp_options().apply(stream);
-    }
     let id = shared.ids.fetch_add(1, Ordering::Relaxed) + 1;
     let keeper = &shared.keepers[worker.index];
     let enrolled = shared.clients.enrol(id, peer, local_address(&stream), &shared.clock, keeper);
@@ -182,7 +179,7 @@ async fn greet(worker: &Rc<Worker>, client: &Arc<Client>, stream: Stream) -> Res
     }
     arrived.wire.flush().await.map_err(|_| Refused::Silently)?;
     if is_console {
-        return Admission { worker, client, user, database }.let_in_to_console(arrived).await;
+        return Box::pin(Admission { worker, client, user, database }.let_in_to_console(arrived)).await;
     }
     let admission = Admission { worker, client, user, database };
     admission.let_in(arrived, counted).await

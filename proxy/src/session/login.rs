@@ -16,7 +16,7 @@ pub(super) struct Login {
     /// Those that were reset since, and have to be made again.
     again: Vec<Box<str>>,
     /// In session mode: what the client parsed last, if it resets.
-    parsed: Option<Class>,
+    parsed: Option<Box<Class>>,
 }
 
 impl Login {
@@ -88,7 +88,7 @@ impl Session {
 
     /// In session mode: the client parses this, and is taken to execute it next.
     pub(super) fn note_parsed(&mut self, class: Class) {
-        self.login.parsed = self.login.is_reset_by(&class).then_some(class);
+        self.login.parsed = self.login.is_reset_by(&class).then(|| Box::new(class));
     }
 
     /// In session mode, where no other effects are looked at: what is to be noted of a statement that is being sent.

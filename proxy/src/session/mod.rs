@@ -363,7 +363,7 @@ mod tests {
             size_of::<F>()
         }
         let parts = [
-            ("session", size_of::<Session>(), 1056),
+            ("session", size_of::<Session>(), 936),
             ("its task", task(Session::run), 80),
             ("client", size_of::<crate::clients::Client>(), 288),
             ("card", size_of::<Card>(), 136),

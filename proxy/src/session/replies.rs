@@ -76,6 +76,9 @@ impl Session {
         let allowed = frame::backend_limit(header.tag)
             .ok_or_else(|| format!("PostgreSQL sent an unknown message type \"{}\"", header.tag.escape_ascii()))?;
         frame::within(header, allowed).map_err(|error| error.to_string())?;
+        if header.length > self.worker.shared.max_message() {
+            return Err(self.too_long());
+        }
         let in_parts = matches!(header.tag, b'D' | b'd' | b'T' | b'V' | b't' | b'A');
         if input.len() < header.length && (!in_parts || self.wants_whole(header.tag)) {
             return if header.length > MAX_HELD_BYTES {
@@ -91,6 +94,16 @@ impl Session {
             return Err("PostgreSQL sent a long answer to a short request".into()); // of our own: they bring no rows
         }
         Ok(Some((arrived, passes)))
+    }
+
+    /// The server sent a message longer than `max_packet_size`.
+    #[cold]
+    fn too_long(&self) -> String {
+        let words = "bad pkt header";
+        if let Some(server) = &self.server {
+            server.control.closes(words);
+        }
+        words.to_owned()
     }
 
     /// Messages that are looked into, though others of their kind pass in parts.

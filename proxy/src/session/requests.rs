@@ -108,6 +108,9 @@ impl Session {
         else {
             return Ok(None);
         };
+        if header.length > self.worker.shared.max_message() {
+            return Err(self.broken(Broken::Header(&input[at..]), "a message is longer than max_packet_size"));
+        }
         let end = at + header.length;
         let whole = end <= input.len();
         if !self.may_begin(header, &input[at..])? {

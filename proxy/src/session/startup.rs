@@ -149,6 +149,7 @@ pub(crate) fn pool_for(
             clock: shared.clock.clone(),
             ids: shared.ids.clone(),
             hashing: shared.hashing.clone(),
+            hosts: shared.hosts.clone(),
             failure: std::sync::Mutex::default(),
         })
     })

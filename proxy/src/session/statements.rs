@@ -106,48 +106,59 @@ type Pending = (Box<[u8]>, Option<Arc<Statement>>);
 /// The names of one client.
 #[derive(Debug, Default)]
 pub(super) struct Names {
+    /// None before the first, and after all were taken back: many clients never give any.
+    given: Option<Box<Given>>,
+    /// The unnamed statement.
+    pub(super) unnamed: Option<Box<Unnamed>>,
+}
+
+/// The names that a client has given.
+#[derive(Debug, Default)]
+struct Given {
     held: HashMap<Box<[u8]>, Arc<Statement>>,
     /// Asked for and not settled.
     pending: VecDeque<Pending>,
     bytes: usize,
-    /// The unnamed statement.
-    pub(super) unnamed: Option<Box<Unnamed>>,
 }
 
 impl Names {
     /// The statement of this name, as it will be when all that was asked is done.
     pub(super) fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
-        match self.pending.iter().rev().find(|(pending, _)| **pending == *name) {
+        let given = self.given.as_ref()?;
+        match given.pending.iter().rev().find(|(pending, _)| **pending == *name) {
             Some((_, statement)) => statement.as_ref(),
-            None => self.held.get(name),
+            None => given.held.get(name),
         }
     }
 
     /// The client asked to give a name, or with `None` to take it back.
     pub(super) fn ask(&mut self, name: &[u8], statement: Option<Arc<Statement>>) {
-        self.pending.push_back((name.into(), statement));
+        self.given.get_or_insert_default().pending.push_back((name.into(), statement));
     }
 
     /// The oldest of what was asked is settled.
     pub(super) fn settle(&mut self, outcome: Outcome) {
-        let Some((name, statement)) = self.pending.pop_front() else { return };
+        let Some(given) = &mut self.given else { return };
+        let Some((name, statement)) = given.pending.pop_front() else { return };
         if outcome != Outcome::Done {
             return;
         }
         let cost = |statement: &Arc<Statement>| statement.body.len() + 64;
         let before = match statement {
             Some(statement) => {
-                self.bytes += cost(&statement);
-                self.held.insert(name, statement)
+                given.bytes += cost(&statement);
+                given.held.insert(name, statement)
             }
-            None => self.held.remove(&name),
+            None => given.held.remove(&name),
         };
-        self.bytes -= before.as_ref().map_or(0, cost);
+        given.bytes -= before.as_ref().map_or(0, cost);
     }
 
     /// Nothing that was asked will be answered.
     pub(super) fn forget_pending(&mut self) {
-        self.pending.clear();
+        if let Some(given) = &mut self.given {
+            given.pending.clear();
+        }
     }
 
     /// The server was told to forget all (DISCARD ALL, DEALLOCATE ALL).
@@ -157,12 +168,12 @@ impl Names {
 
     /// The statements that have names.
     pub(super) fn held(&self) -> impl Iterator<Item = &Arc<Statement>> {
-        self.held.values()
+        self.given.iter().flat_map(|given| given.held.values())
     }
 
     /// Whether another statement of this size may be held.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
-        self.bytes + bytes <= MAX_CLIENT_BYTES
+        self.given.as_ref().map_or(0, |given| given.bytes) + bytes <= MAX_CLIENT_BYTES
     }
 
     /// A Parse of the unnamed statement was sent. The memory of the one before is used again.

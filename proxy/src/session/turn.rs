@@ -4,6 +4,7 @@
 //! waiting for more than the two sockets is handed to `mod.rs` as a [`Turn`].
 
 use std::io;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use bytes::BytesMut;
@@ -63,9 +64,18 @@ impl Session {
             match self.pump_server(cx, scratch) {
                 Err(turn) => return Poll::Ready(turn),
                 Ok(Released::Yes) => {} // the client's next transaction may stand in line already
-                Ok(Released::No) => return Poll::Pending,
+                Ok(Released::No) => {
+                    self.card.client.behind.store(self.is_behind(), Ordering::Relaxed);
+                    return Poll::Pending;
+                }
             }
         }
+    }
+
+    /// The client, or the server on loan, has not taken yet what it was sent.
+    #[inline]
+    fn is_behind(&self) -> bool {
+        self.client.backlog() > 0 || self.server.as_ref().is_some_and(|server| server.wire.backlog() > 0)
     }
 
     /// Client to server, until one of the two has to be waited for.
