@@ -26,8 +26,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// Seconds of silence before a peer is asked whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// A client speaks first: one that has not said anything yet is accepted after so long (as in PgBouncer).
-const SILENCE: Duration = Duration::from_secs(45);
+/// A client speaks first: one that has not said anything yet is accepted after about so long (as in PgBouncer).
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Where PgBouncer's Unix socket is if nothing is said.
 const DEFAULT_SOCKET_DIRECTORY: &str = "/tmp";

@@ -59,7 +59,7 @@ fn the_addresses_of_a_host_are_remembered_for_their_time() {
 
         let client = bouncer.endpoint("app", "app-secret", "app").client().await;
         let backend = value(&client, "SELECT pg_backend_pid()").await;
-        assert_eq!(shown(&console, "DNS_HOSTS", "hostname", "db.test", "addrs").await, "127.0.0.1");
+        assert_eq!(shown(&console, "DNS_HOSTS", "hostname", "db.test", "addrs").await, "127.0.0.1:0");
         let left = shown(&console, "DNS_HOSTS", "hostname", "db.test", "ttl").await;
         assert!(left.parse::<u64>().is_ok_and(|left| left <= 3), "{left}");
         assert_eq!(shown(&console, "LISTS", "list", "dns_names", "items").await, "1");
@@ -76,7 +76,7 @@ fn the_addresses_of_a_host_are_remembered_for_their_time() {
             // nothing listens there: the client waits
             let _ = tokio::time::timeout(Duration::from_millis(50), client.simple_query("SELECT 1")).await;
             let hosts = show(&console, "DNS_HOSTS").await;
-            hosts.iter().flatten().any(|(_, value)| value == "127.0.0.2").then_some(())
+            hosts.iter().flatten().any(|(_, value)| value == "127.0.0.2:0").then_some(())
         };
         wait_for("the new address", SOON, moved).await;
 
@@ -183,5 +183,38 @@ fn the_log_goes_to_syslog_too() {
         let console = bouncer.console().await;
         console.simple_query("RELOAD").await.expect("a reload");
         while !line().contains("RELOAD command issued") {}
+    });
+}
+
+#[test]
+fn the_journal_gets_lines_with_their_levels() {
+    harness::run(60, async {
+        let folder = Folder::new("journal");
+        let socket = folder.path().join("socket");
+        let heard = UnixDatagram::bind(&socket).expect("a socket of the test can be made");
+        give(&socket);
+        heard.set_read_timeout(Some(SOON)).expect("a time can be set");
+        // `-q`, the first argument, would have nothing written to standard error
+        let mounts = format!(
+            "shift\nmount -t tmpfs none /run\nmkdir -p /run/systemd/journal\nln -s {} /run/systemd/journal/socket\n\
+             export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2)",
+            socket.display()
+        );
+        let program = after(&folder, &mounts);
+        let node = Node::primary(&Programs::installed()).await;
+        let bouncer = started(&program, &node, "app = $", "auth_type = trust\n").await;
+        let entry = || {
+            let mut entry = [0; 4096];
+            let length = heard.recv(&mut entry).expect("an entry in time");
+            String::from_utf8_lossy(&entry[..length]).into_owned()
+        };
+        let first = entry();
+        assert!(first.starts_with("PRIORITY=6\nSYSLOG_IDENTIFIER=pgbouncer\nMESSAGE\n"), "{first}");
+        bouncer.endpoint("stranger", "", "app").connect().await.expect_err("nobody knows it");
+        let mut complaint = entry();
+        while !complaint.contains("pooler error") {
+            complaint = entry();
+        }
+        assert!(complaint.starts_with("PRIORITY=4\n") && complaint.ends_with("authentication failed\n"), "{complaint}");
     });
 }

@@ -1,6 +1,7 @@
 //! SHOW: which table is which, and those about configuration, entries, users and pools.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -395,7 +396,8 @@ fn lists(shared: &Shared) -> Table {
 fn hosts(shared: &Shared) -> Table {
     let mut table = Table::new(&[("hostname", Text), ("ttl", Int8), ("addrs", Text)]);
     for known in shared.hosts.all() {
-        let addresses: Vec<String> = known.addresses.iter().map(ToString::to_string).collect();
+        let with_port = |address: &IpAddr| SocketAddr::new(*address, 0).to_string(); // as PgBouncer shows them
+        let addresses: Vec<String> = known.addresses.iter().map(with_port).collect();
         table.push(vec![known.host.as_ref().into(), known.left.as_secs().into(), addresses.join(",").into()]);
     }
     table

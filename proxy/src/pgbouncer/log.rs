@@ -15,6 +15,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 
 use super::Settings;
+use super::journal::Journal;
 
 /// The target of lines that are PgBouncer's own.
 pub(crate) const TARGET: &str = "pgbouncer";
@@ -79,6 +80,8 @@ pub(crate) fn say(level: Level, text: fmt::Arguments<'_>) {
 struct Places {
     verbose: i32,
     stderr: bool,
+    /// In place of standard error, where that is the journal.
+    journal: Option<Journal>,
     file: Option<File>,
     syslog: Option<Syslog>,
 }
@@ -90,7 +93,9 @@ pub(crate) struct Log(Arc<Mutex<Places>>);
 impl Log {
     /// Begins to log, to standard error unless it is to be quiet.
     pub(crate) fn start(verbose: i32, quiet: bool) -> Result<Self, String> {
-        let log = Self(Arc::new(Mutex::new(Places { verbose, stderr: !quiet, file: None, syslog: None })));
+        let journal = if quiet { None } else { Journal::of_stderr() };
+        let places = Places { verbose, stderr: !quiet, journal, file: None, syslog: None };
+        let log = Self(Arc::new(Mutex::new(places)));
         let subscriber = tracing_subscriber::registry().with(log.clone());
         tracing::subscriber::set_global_default(subscriber).map_err(|error| error.to_string())?;
         Ok(log)
@@ -136,7 +141,8 @@ impl Places {
         if let Some(file) = &mut self.file {
             let _ = file.write_all(line.as_bytes());
         }
-        if self.stderr {
+        let is_noted = self.journal.as_ref().is_some_and(|journal| journal.write(level.severity(), &text).is_ok());
+        if self.stderr && !is_noted {
             let _ = io::stderr().write_all(line.as_bytes());
         }
     }

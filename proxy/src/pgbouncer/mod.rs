@@ -6,6 +6,7 @@ mod connstr;
 mod handover;
 mod import;
 mod ini;
+mod journal;
 mod load;
 pub(crate) mod log;
 mod process;
