@@ -17,7 +17,9 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use topology::Address;
 
+use crate::pgbouncer::log::{Level, say};
 use crate::pool::CancelTarget;
+use crate::shared::Shared;
 
 /// Cancel requests that are being delivered at the same time; more are dropped, as PostgreSQL may drop them.
 const MAX_DELIVERIES: usize = 64;
@@ -106,20 +108,76 @@ impl Cancels {
     }
 
     /// Carries out a CancelRequest; answers nothing, whatever happens (PostgreSQL manual, "Canceling Requests in
-    /// Progress").
-    pub(crate) async fn request(&self, process_id: u32, key: &[u8]) {
-        let Some(cancel) = lock(&self.clients).get(&process_id).cloned() else { return };
-        if !bool::from(cancel.key.ct_eq(key)) || cancel.shielded.load(Ordering::Acquire) {
-            return;
+    /// Progress"). What became of it, for the log.
+    pub(crate) async fn request(&self, process_id: u32, key: &[u8]) -> &'static str {
+        let cancel = lock(&self.clients).get(&process_id).cloned();
+        let Some(cancel) = cancel.filter(|cancel| bool::from(cancel.key.ct_eq(key))) else {
+            return "failed cancel request";
+        };
+        if cancel.shielded.load(Ordering::Acquire) {
+            return "a commit is under way, which is not cancelled";
         }
         cancel.interrupt();
-        if self.deliveries.fetch_add(1, Ordering::AcqRel) < MAX_DELIVERIES
-            && let Some(delivery) = Delivery::begin(&cancel)
-        {
-            let _ = tokio::time::timeout(DELIVERY_TIMEOUT, deliver(&delivery.target)).await;
+        // given back even if whoever asked for it stops waiting
+        let _place = InWork::begin(&self.deliveries);
+        if self.deliveries.load(Ordering::Acquire) > MAX_DELIVERIES {
+            return outcome(false);
         }
-        self.deliveries.fetch_sub(1, Ordering::AcqRel);
+        let Some(delivery) = Delivery::begin(&cancel) else { return "cancel request for idle client" };
+        let delivered = tokio::time::timeout(DELIVERY_TIMEOUT, deliver(&delivery.target)).await;
+        outcome(matches!(delivered, Ok(Ok(_))))
     }
+}
+
+/// One of the deliveries in work, until it is dropped.
+struct InWork<'a>(&'a AtomicUsize);
+
+impl<'a> InWork<'a> {
+    fn begin(deliveries: &'a AtomicUsize) -> Self {
+        deliveries.fetch_add(1, Ordering::AcqRel);
+        Self(deliveries)
+    }
+}
+
+impl Drop for InWork<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Shared {
+    /// Carries out a cancel request, or passes it on to the peer whose it is.
+    /// What became of it, for the log.
+    pub(crate) async fn cancel(&self, process: u32, key: &[u8]) -> &'static str {
+        let own = self.peer_id();
+        if own == 0 {
+            return self.cancels.request(process, key).await;
+        }
+        let of = peer_of(process);
+        if of == own {
+            return self.cancels.request(process, &with_all_hops(key)).await;
+        }
+        let config = self.config();
+        let Some(peer) = config.dialect.pgbouncer().and_then(|loaded| loaded.peers.get(&of)) else {
+            return "could not find peer to forward request to";
+        };
+        let Some(key) = one_hop_less(key) else {
+            return "failed to forward cancel request because its TTL was exhausted";
+        };
+        let address = if peer.host.starts_with(['/', '@']) {
+            Address::Unix(peer.host.as_str().into(), peer.port)
+        } else {
+            Address::Tcp(peer.host.clone(), peer.port)
+        };
+        say(Level::Debug, format_args!("forwarding cancellation request to peer {of}"));
+        let target = CancelTarget { address, process_id: process, key: key.into() };
+        outcome(deliver(&target).await.is_ok())
+    }
+}
+
+/// What the log says of a request that went on to PostgreSQL, or to a peer.
+pub(crate) fn outcome(is_sent: bool) -> &'static str {
+    if is_sent { "successfully sent cancel request" } else { "failed to send cancel request" }
 }
 
 /// The peer that a cancel key is of, by the layout that PgBouncer's groups have: two bytes of the process id.
@@ -285,5 +343,23 @@ mod tests {
             }
             assert_eq!(one_hop_less(&passed), None);
         }
+    }
+
+    #[tokio::test]
+    async fn a_delivery_that_nobody_waits_for_any_more_gives_its_place_back() {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = silent.local_addr().expect("an address").port();
+        let address = Address::Tcp("127.0.0.1".into(), port);
+        let target = Arc::new(CancelTarget { address, process_id: 1, key: [0; 4].as_slice().into() });
+        let cancels = Arc::new(Cancels::default());
+        let client = cancels.register(4, 0);
+        client.begin(&target);
+        let asked = cancels.request(client.process_id, &client.key);
+        assert!(tokio::time::timeout(Duration::from_millis(50), asked).await.is_err(), "nobody answers there");
+        assert_eq!(cancels.deliveries.load(Ordering::Acquire), 0);
+        assert!(client.end(), "it may have arrived all the same");
+        client.delivered().await;
+        assert_eq!(cancels.request(client.process_id, &client.key).await, "cancel request for idle client");
+        assert_eq!(cancels.request(client.process_id, &[0; 5]).await, "failed cancel request");
     }
 }

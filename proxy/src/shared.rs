@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use pgwire::report::Report;
 use tokio::sync::{Notify, mpsc, watch};
-use topology::{Address, Watch};
+use topology::Watch;
 
 use crate::auth::{Hashing, Store};
-use crate::cancel::{self, Cancels};
+use crate::cancel::Cancels;
 use crate::clients::Clients;
 use crate::clock::{Clock, Moment};
 use crate::config::{Config, Database, Limits, Managed, Target};
@@ -22,7 +22,7 @@ use crate::error::Denial;
 use crate::hosts::{Hosts, Ttl};
 use crate::listener::TcpOptions;
 use crate::pgbouncer::log::{Level, say};
-use crate::pool::{Budget, CancelTarget, Terms};
+use crate::pool::{Budget, Terms};
 use crate::stats::{Counters, Totals};
 use crate::systemd;
 use crate::tls::TlsState;
@@ -325,29 +325,6 @@ impl Shared {
     pub(crate) fn peer_id(&self) -> u16 {
         let config = self.config();
         config.dialect.pgbouncer().map_or(0, |loaded| u16::try_from(loaded.settings.peer_id).unwrap_or(0))
-    }
-
-    /// Carries out a cancel request, or passes it on to the peer whose it is.
-    pub(crate) async fn cancel(&self, process: u32, key: &[u8]) {
-        let own = self.peer_id();
-        if own == 0 {
-            return self.cancels.request(process, key).await;
-        }
-        let of = cancel::peer_of(process);
-        if of == own {
-            return self.cancels.request(process, &cancel::with_all_hops(key)).await;
-        }
-        let config = self.config();
-        let Some(peer) = config.dialect.pgbouncer().and_then(|loaded| loaded.peers.get(&of)) else { return };
-        let Some(key) = cancel::one_hop_less(key) else { return };
-        let address = if peer.host.starts_with(['/', '@']) {
-            Address::Unix(peer.host.as_str().into(), peer.port)
-        } else {
-            Address::Tcp(peer.host.clone(), peer.port)
-        };
-        say(Level::Debug, format_args!("forwarding cancellation request to peer {of}"));
-        let target = CancelTarget { address, process_id: process, key: key.into() };
-        let _ = cancel::deliver(&target).await;
     }
 
     /// Time for a cancel request to be delivered.

@@ -49,6 +49,9 @@ fn a_life_from_start_to_end_is_in_the_log() {
         bouncer.logged(0, "closing because: client close request (age=").await;
         Raw::connect(port).await.send(&[0]).await;
         bouncer.logged(0, ": (nodb)/(nouser)@127.0.0.1:").await;
+        bouncer.logged(0, "closing because: client unexpected eof (age=").await;
+        Raw::cancel(port, 1, &[0; 4]).await;
+        bouncer.logged(0, "closing because: failed cancel request (age=").await;
         let endpoint = bouncer.endpoint("stranger", "", "app");
         endpoint.connect().await.expect_err("nobody knows it");
         bouncer.logged(0, "WARNING C-0x").await;
@@ -180,7 +183,7 @@ fn tls_and_lookups_are_in_the_log() {
         node.start().await;
         let settings = format!(
             "server_tls_sslmode = require\nclient_tls_sslmode = allow\nclient_tls_cert_file = {certificate}\nclient_tls_key_file = {key}\n\
-             auth_type = md5\nauth_user = app\nauth_query = SELECT 1\n"
+             auth_type = md5\nauth_user = app\nauth_query = SELECT $1::text\n"
         );
         let bouncer = PgBouncer::start(&at(&node, "app = $"), &settings, USERS).await;
         assert_eq!(value(&app(&bouncer, "app").await, "SELECT 1").await, "1");

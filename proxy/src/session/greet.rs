@@ -29,6 +29,8 @@ use crate::worker::Worker;
 pub(super) enum Refused {
     /// Nothing is told: a cancel request, or nobody who listens.
     Silently,
+    /// Nothing is told, and the log says this.
+    Logged(&'static str),
     /// The client is told, over what it came by; and the log, in PgBouncer's words.
     Told(Box<Wire>, Box<Report>, String),
     /// The client is told in PostgreSQL's own words.
@@ -48,6 +50,9 @@ pub(super) struct Arrived {
     /// The names in the certificate that the client showed.
     pub(super) certified: Option<Vec<String>>,
 }
+
+/// The log's word for a client that left without a word.
+const EOF: &str = "client unexpected eof";
 
 /// A client's places in the counts of clients.
 type Admitted = (Option<Counted>, Vec<Place>);
@@ -91,10 +96,11 @@ pub(crate) async fn serve_client(worker: Rc<Worker>, stream: Stream, peer: Peer)
     let mut wire = match refused {
         Refused::Silently => {
             if client.who().user.is_some() {
-                log_end(&shared, client, "client unexpected eof");
+                log_end(&shared, client, EOF);
             }
             return;
         }
+        Refused::Logged(words) => return log_end(&shared, client, words),
         Refused::Told(mut wire, report, words) => {
             log_end(&shared, client, &words);
             log_error(&shared, client, &words);
@@ -215,8 +221,11 @@ async fn arrive(worker: &Rc<Worker>, client: &Client, mut stream: Stream) -> Res
             stream = accept(client, stream, tls.as_deref(), true, &mut end_point).await?;
             greeting = asked.established();
         }
-        if stream.read_buf(&mut input).await.map_err(|_| Refused::Silently)? == 0 {
-            return Err(Refused::Silently);
+        match stream.read_buf(&mut input).await {
+            Ok(1..) => {}
+            // who never said anything may have looked only whether somebody listens
+            Ok(0) | Err(_) if input.is_empty() => return Err(Refused::Silently),
+            Ok(0) | Err(_) => return Err(Refused::Logged(EOF)),
         }
         match greeting.read(&input) {
             Ok(Step::More(same)) => greeting = same,
@@ -238,10 +247,8 @@ async fn arrive(worker: &Rc<Worker>, client: &Client, mut stream: Stream) -> Res
             }
             Ok(Step::Cancel(request, _)) => {
                 let limit = worker.shared.cancel_wait();
-                if timeout(limit, worker.shared.cancel(request.process, &request.key)).await.is_err() {
-                    log_end(&worker.shared, client, "cancel_wait_timeout");
-                }
-                return Err(Refused::Silently);
+                let asked = timeout(limit, worker.shared.cancel(request.process, &request.key)).await;
+                return Err(Refused::Logged(asked.unwrap_or("cancel_wait_timeout")));
             }
             Ok(Step::Startup(startup, length)) => {
                 let unencrypted = matches!(stream, Stream::Tcp(_));
