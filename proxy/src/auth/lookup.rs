@@ -231,7 +231,7 @@ impl Lookup {
         let row = client.query_opt(query, &[&user]).await.map_err(|e| describe(&e))?;
         let Some(row) = row else { return Ok(None) };
         if row.len() != 2 {
-            return Err(format!("auth.query gives {} columns instead of name and secret", row.len()));
+            return Err(format!("expected 2 columns from auth_query, not {}: name and secret", row.len()));
         }
         let name: Option<&str> = row.try_get(0).map_err(|e| describe(&e))?;
         if name != Some(user) {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use pgwire::auth::Authentication;
+use tokio::time::{Instant, timeout_at};
 
 use super::Session;
 use super::greet::{Arrived, Greeted, Refused, refuse, tell};
@@ -26,6 +27,8 @@ pub(super) struct Admission<'a> {
     pub(super) client: &'a Arc<Client>,
     pub(super) user: String,
     pub(super) database: String,
+    /// When it has to be over.
+    pub(super) deadline: Instant,
 }
 
 impl Admission<'_> {
@@ -69,7 +72,7 @@ impl Admission<'_> {
             };
         }
         let session = Session::begin_with(self.worker, self.client, entry, arrived, identity)?;
-        Ok(Greeted::Session(session.first_words(out).await?, (counted, places)))
+        Ok(Greeted::Session(session.first_words(out, self.deadline).await?, (counted, places)))
     }
 
     /// To the console.
@@ -128,10 +131,11 @@ impl Admission<'_> {
         let claim = Claim { user: &self.user, end_point: arrived.end_point.as_deref(), place: place.as_ref(), came };
         let mut out = BytesMut::new();
         let stream = arrived.wire.stream_mut();
-        let proved = auth::authenticate(stream, &mut arrived.rest, &mut out, claim, &shared.store).await;
-        match proved {
-            Ok(identity) => Ok((arrived, identity, out)),
-            Err(refusal) => {
+        let proved = auth::authenticate(stream, &mut arrived.rest, &mut out, claim, &shared.store);
+        match timeout_at(self.deadline, proved).await {
+            Ok(Ok(identity)) => Ok((arrived, identity, out)),
+            Err(_) => Err(refuse(shared, arrived.wire, &Denial::LoginTimeout(false))),
+            Ok(Err(refusal)) => {
                 let (user, database) = (&self.user, &self.database);
                 tracing::info!(user, database, peer = ?self.client.peer, why = %refusal, "a login was refused");
                 let report = error::refusal(&refusal, shared.is_pgbouncer()).ok_or(Refused::Silently)?;

@@ -8,16 +8,19 @@ use pgwire::backend;
 use pgwire::conversation::TransactionStatus;
 use pgwire::greeting::Startup;
 use pgwire::report::Report;
+use tokio::time::{Instant, timeout_at};
 
 use super::borrow::NoServer;
 use super::bring::welcome;
 use super::card::Card;
 use super::greet::{Arrived, Refused, refuse, tell};
+use super::turn::End;
 use super::{Asked, Session, Skip, startup, weak};
 use crate::auth::Identity;
 use crate::clients::Client;
 use crate::config::Config;
 use crate::entry::Entry;
+use crate::error::Denial;
 use crate::pool::Pool;
 use crate::routing::Route;
 use crate::settings::{Reported, Setting, Settings};
@@ -102,19 +105,24 @@ impl Session {
 
     /// Tells the client what PostgreSQL tells at login. The first client of a kind needs a server for it, which also
     /// shows whether its settings are good; for PgBouncer's users one server of the pool is enough for all of them.
-    pub(super) async fn first_words(mut self: Box<Self>, admitted: BytesMut) -> Result<Box<Self>, Refused> {
+    pub(super) async fn first_words(
+        mut self: Box<Self>,
+        admitted: BytesMut,
+        deadline: Instant,
+    ) -> Result<Box<Self>, Refused> {
         let all = if self.is_plain { Settings::default() } else { self.settings.clone() };
         let reported = match self.entry.welcome(&self.user, &all) {
             Some(reported) => reported,
             None => {
                 self.logs_in = true;
-                let got = Box::pin(self.meet_first_server()).await;
+                let met = timeout_at(deadline, Box::pin(self.meet_first_server())).await;
+                let got = met.unwrap_or_else(|_| Err(NoServer::End(End::SentAway(Denial::LoginTimeout(true)))));
                 self.logs_in = false;
                 match got {
                     Ok(()) => self.entry.remember_welcome(&self.user, &all, &self.reported),
                     Err(NoServer::Told(report)) => return Err(tell(self.into_wire(), report)),
                     Err(NoServer::Words(body)) => return Err(Refused::Words(Box::new(self.into_wire()), body)),
-                    Err(NoServer::End(super::turn::End::SentAway(denial))) => {
+                    Err(NoServer::End(End::SentAway(denial))) => {
                         let shared = self.worker.shared.clone();
                         return Err(refuse(&shared, self.into_wire(), &denial));
                     }

@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use pgwire::greeting::{self, Greeting, Startup, Step, TLS_HANDSHAKE};
 use pgwire::report::{Report, View};
 use pgwire::sqlstate;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::admit::Admission;
 use super::replicate::Replication as Replicated;
@@ -51,6 +52,9 @@ pub(super) struct Arrived {
     pub(super) certified: Option<Vec<String>>,
 }
 
+/// Time beyond a login's for the words that it is over; a TLS handshake that takes longer ends without any.
+const GRACE: Duration = Duration::from_millis(500);
+
 /// The log's word for a client that left without a word.
 const EOF: &str = "client unexpected eof";
 
@@ -64,8 +68,8 @@ pub(crate) async fn serve_client(worker: Rc<Worker>, stream: Stream, peer: Peer)
     let keeper = &shared.keepers[worker.index];
     let enrolled = shared.clients.enrol(id, peer, local_address(&stream), &shared.clock, keeper);
     let client = enrolled.client();
-    let limit = shared.limits().login_timeout;
-    let greeted = Box::pin(timeout(limit, greet(&worker, client, stream))).await;
+    let deadline = Instant::now() + shared.limits().login_timeout;
+    let greeted = Box::pin(timeout_at(deadline + GRACE, greet(&worker, client, stream, deadline))).await;
     let refused = match greeted {
         Ok(Ok(Greeted::Session(session, admitted))) => {
             return live(session, (admitted, enrolled));
@@ -153,9 +157,14 @@ pub(super) enum Greeted {
     Replication(Box<Replicated>, Admitted),
 }
 
-async fn greet(worker: &Rc<Worker>, client: &Arc<Client>, stream: Stream) -> Result<Greeted, Refused> {
+async fn greet(
+    worker: &Rc<Worker>,
+    client: &Arc<Client>,
+    stream: Stream,
+    deadline: Instant,
+) -> Result<Greeted, Refused> {
     let shared = &worker.shared;
-    let mut arrived = arrive(worker, client, stream).await?;
+    let mut arrived = arrive(worker, client, stream, deadline).await?;
     let names = match names(&arrived.startup) {
         Ok(Some(names)) => names,
         Ok(None) => return Err(refuse(shared, arrived.wire, &Denial::NoUser)),
@@ -185,9 +194,9 @@ async fn greet(worker: &Rc<Worker>, client: &Arc<Client>, stream: Stream) -> Res
     }
     arrived.wire.flush().await.map_err(|_| Refused::Silently)?;
     if is_console {
-        return Box::pin(Admission { worker, client, user, database }.let_in_to_console(arrived)).await;
+        return Box::pin(Admission { worker, client, user, database, deadline }.let_in_to_console(arrived)).await;
     }
-    let admission = Admission { worker, client, user, database };
+    let admission = Admission { worker, client, user, database, deadline };
     admission.let_in(arrived, counted).await
 }
 
@@ -208,7 +217,12 @@ fn names(startup: &Startup) -> Result<Option<(String, String)>, greeting::Refusa
 }
 
 /// Reads until the startup packet, answering requests for encryption.
-async fn arrive(worker: &Rc<Worker>, client: &Client, mut stream: Stream) -> Result<Arrived, Refused> {
+async fn arrive(
+    worker: &Rc<Worker>,
+    client: &Client,
+    mut stream: Stream,
+    deadline: Instant,
+) -> Result<Arrived, Refused> {
     let tls = worker.shared.tls.clients();
     let mut end_point = None;
     let mut greeting = Greeting::new();
@@ -221,11 +235,12 @@ async fn arrive(worker: &Rc<Worker>, client: &Client, mut stream: Stream) -> Res
             stream = accept(client, stream, tls.as_deref(), true, &mut end_point).await?;
             greeting = asked.established();
         }
-        match stream.read_buf(&mut input).await {
-            Ok(1..) => {}
+        match timeout_at(deadline, stream.read_buf(&mut input)).await {
+            Ok(Ok(1..)) => {}
             // who never said anything may have looked only whether somebody listens
-            Ok(0) | Err(_) if input.is_empty() => return Err(Refused::Silently),
-            Ok(0) | Err(_) => return Err(Refused::Logged(EOF)),
+            Ok(_) if input.is_empty() => return Err(Refused::Silently),
+            Ok(_) => return Err(Refused::Logged(EOF)),
+            Err(_) => return Err(refuse(&worker.shared, Wire::new(stream), &Denial::LoginTimeout(false))),
         }
         match greeting.read(&input) {
             Ok(Step::More(same)) => greeting = same,
