@@ -22,6 +22,34 @@ async fn started(node: &Node, databases: &str, settings: &str) -> PgBouncer {
     PgBouncer::start(&at(node, databases), &settings, USERS).await
 }
 
+/// What an operator asks for, on the console and by signals; the last is the end.
+async fn orders(bouncer: &PgBouncer) {
+    let console = bouncer.console().await;
+    for command in ["RECONNECT", "WAIT_CLOSE", "PAUSE", "RESUME", "SUSPEND", "RESUME", "RELOAD"] {
+        let from = bouncer.log().len();
+        console.simple_query(command).await.expect("the console does it");
+        bouncer.logged(from, &format!("LOG {command} command issued")).await;
+    }
+    for command in ["DISABLE", "ENABLE", "PAUSE", "RESUME", "KILL", "RESUME"] {
+        let from = bouncer.log().len();
+        console.simple_query(&format!("{command} app")).await.expect("the console does it");
+        bouncer.logged(from, &format!("LOG {command} 'app' command issued")).await;
+    }
+    drop(console);
+    for (signal, line) in [
+        (Signal::SIGHUP, "got SIGHUP, re-reading config"),
+        (Signal::SIGUSR1, "got SIGUSR1, pausing all activity"),
+        (Signal::SIGUSR1, "got SIGUSR1, but already paused/suspended"),
+        (Signal::SIGUSR2, "got SIGUSR2, continuing from PAUSE"),
+        (Signal::SIGUSR2, "got SIGUSR2, but not paused/suspended"),
+        (Signal::SIGTERM, "got SIGTERM, shutting down, waiting for all clients disconnect"),
+    ] {
+        bouncer.signal(signal);
+        bouncer.logged(0, line).await;
+    }
+    bouncer.logged(0, "client connections dropped, exiting").await;
+}
+
 #[test]
 fn a_life_from_start_to_end_is_in_the_log() {
     harness::run(90, async {
@@ -52,7 +80,7 @@ fn a_life_from_start_to_end_is_in_the_log() {
         bouncer.logged(0, "closing because: client unexpected eof (age=").await;
         Raw::cancel(port, 1, &[0; 4]).await;
         bouncer.logged(0, "closing because: failed cancel request (age=").await;
-        let endpoint = bouncer.endpoint("stranger", "", "app");
+        let endpoint = bouncer.endpoint("stranger", "x", "app");
         endpoint.connect().await.expect_err("nobody knows it");
         bouncer.logged(0, "WARNING C-0x").await;
         bouncer.logged(0, "pooler error: \"trust\" authentication failed").await;
@@ -75,31 +103,7 @@ fn a_life_from_start_to_end_is_in_the_log() {
         bouncer.logged(0, "error while executing exec_on_query: ").await;
         bouncer.logged(0, " xacts/s, ").await;
 
-        // what an operator does
-        let console = bouncer.console().await;
-        for command in ["RECONNECT", "WAIT_CLOSE", "PAUSE", "RESUME", "SUSPEND", "RESUME", "RELOAD"] {
-            let from = bouncer.log().len();
-            console.simple_query(command).await.expect("the console does it");
-            bouncer.logged(from, &format!("LOG {command} command issued")).await;
-        }
-        for command in ["DISABLE", "ENABLE", "PAUSE", "RESUME", "KILL", "RESUME"] {
-            let from = bouncer.log().len();
-            console.simple_query(&format!("{command} app")).await.expect("the console does it");
-            bouncer.logged(from, &format!("LOG {command} 'app' command issued")).await;
-        }
-        drop(console);
-        for (signal, line) in [
-            (Signal::SIGHUP, "got SIGHUP, re-reading config"),
-            (Signal::SIGUSR1, "got SIGUSR1, pausing all activity"),
-            (Signal::SIGUSR1, "got SIGUSR1, but already paused/suspended"),
-            (Signal::SIGUSR2, "got SIGUSR2, continuing from PAUSE"),
-            (Signal::SIGUSR2, "got SIGUSR2, but not paused/suspended"),
-            (Signal::SIGTERM, "got SIGTERM, shutting down, waiting for all clients disconnect"),
-        ] {
-            bouncer.signal(signal);
-            bouncer.logged(0, line).await;
-        }
-        bouncer.logged(0, "client connections dropped, exiting").await;
+        orders(&bouncer).await;
         assert!(bouncer.ended().await.success());
         assert!(!bouncer.log().contains("app-secret"), "secrets are in no log");
     });

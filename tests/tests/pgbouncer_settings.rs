@@ -9,7 +9,7 @@ use harness::certificates::Certificate;
 use harness::endpoint::value;
 use harness::folder::Folder;
 use harness::pgbouncer::{PgBouncer, at, show, shown};
-use harness::postgres::{Node, Programs, repository};
+use harness::postgres::{Node, Programs};
 use harness::wait_for;
 use harness::wire::{Raw, frame, query, startup};
 use tokio_postgres::Client;
@@ -273,37 +273,4 @@ fn ciphers_are_those_that_are_asked_for() {
             assert!(servers.contains(server), "{server}: {servers}");
         }
     });
-}
-
-/// The table of docs/pgbouncer.md: each setting that acts is named by the test beside it, or said to have none.
-#[test]
-fn the_page_names_a_test_of_every_setting() {
-    let page = fs::read_to_string(repository().join("docs/pgbouncer.md")).expect("the page");
-    let rows: Vec<Vec<&str>> = page
-        .lines()
-        .filter(|line| line.starts_with("| `") && line.matches(" | ").count() >= 3)
-        .map(|line| line.split('|').map(|cell| cell.trim().trim_matches('`')).collect())
-        .collect();
-    assert!(rows.len() >= 98, "only {} settings", rows.len());
-    let suite = repository().join(".cache/pgbouncer/pgbouncer-1.25.2/test");
-    let mut untested = Vec::new();
-    for row in rows {
-        let (name, acts, test) = (row[1], row[2], row[3]);
-        let file = match test {
-            "" if acts != "yes" => continue,
-            "nothing" => {
-                untested.push(name);
-                continue;
-            }
-            suites if suites.ends_with(".py") => suite.join(suites),
-            ours => repository().join("tests").join(ours),
-        };
-        // PgBouncer's own tests are here only where they were run
-        if file.starts_with(&suite) && !suite.exists() {
-            continue;
-        }
-        let text = fs::read_to_string(&file).unwrap_or_else(|_| panic!("{name}: there is no {test}"));
-        assert!(text.contains(name), "{test} does not speak of {name}");
-    }
-    assert!(untested.is_empty(), "settings without any test: {untested:?}");
 }

@@ -210,7 +210,7 @@ fn the_journal_gets_lines_with_their_levels() {
         };
         let first = entry();
         assert!(first.starts_with("PRIORITY=6\nSYSLOG_IDENTIFIER=pgbouncer\nMESSAGE\n"), "{first}");
-        bouncer.endpoint("stranger", "", "app").connect().await.expect_err("nobody knows it");
+        bouncer.endpoint("stranger", "x", "app").connect().await.expect_err("nobody knows it");
         let mut complaint = entry();
         while !complaint.contains("pooler error") {
             complaint = entry();

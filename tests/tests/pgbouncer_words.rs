@@ -103,7 +103,8 @@ fn a_server_that_cannot_be_had_is_named() {
              gone = host=127.0.0.1 port={} user=app\napp = $",
             nobody.number()
         );
-        let settings = "pool_mode = transaction\nauth_type = trust\nclient_login_timeout = 3\nserver_login_retry = 60\n";
+        let settings =
+            "pool_mode = transaction\nauth_type = trust\nclient_login_timeout = 3\nserver_login_retry = 60\n";
         let bouncer = PgBouncer::start(&at(&node, &databases), settings, USERS).await;
         assert_eq!(refusal(&bouncer, "app", "hashed").await, "server login failed: wrong password type");
         let missing = bouncer.endpoint("app", "app-secret", "missing");
@@ -126,5 +127,36 @@ fn a_server_that_cannot_be_had_is_named() {
         assert_eq!(told(&one).await, why);
         let cached = format!("server login has been failing, cached error: {why} (server_login_retry)");
         assert_eq!(told(&two).await, cached);
+    });
+}
+
+#[test]
+fn anybody_may_come_in_where_nobody_is_asked() {
+    harness::run(60, async {
+        let databases = "forced = $ dbname=app user=app password=app-secret\napp = $";
+        let (_node, bouncer) = PgBouncer::with_node(databases, "auth_type = any\n", USERS).await;
+        let whoever = bouncer.endpoint("whoever", "x", "forced").client().await;
+        assert_eq!(value(&whoever, "SELECT current_user").await, "app");
+        let console = bouncer.endpoint("whoever", "x", "pgbouncer").client().await;
+        console.simple_query("PAUSE app").await.expect("everybody is an admin then");
+        let error = console.simple_query("SUSPEND").await.expect_err("app is paused");
+        let error = error.as_db_error().expect("the console says why");
+        assert_eq!(error.message(), "cannot suspend with paused databases");
+    });
+}
+
+#[test]
+fn its_own_account_is_an_admin_by_the_unix_socket() {
+    harness::run(60, async {
+        let (_node, bouncer) = PgBouncer::with_node("app = $", "auth_type = md5\n", USERS).await;
+        let conninfo = format!(
+            "host={} port={} user=pgbouncer dbname=pgbouncer",
+            bouncer.folder().path().display(),
+            bouncer.port()
+        );
+        let mut command = Programs::installed().command("psql");
+        command.args(["-X", "-w", "-d", &conninfo, "-c", "PAUSE", "-c", "RESUME"]);
+        harness::postgres::run(&mut command);
+        bouncer.logged(0, "pgbouncer access from unix socket").await;
     });
 }

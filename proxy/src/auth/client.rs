@@ -16,6 +16,7 @@ use super::lookup::{LookupError, Place};
 use super::read::{self, ReadError};
 use super::store::{Demand, Known, Store, Users};
 use super::{Identity, ScramLogin, ServerLogin, ldap, pam};
+use crate::shared::CONSOLE;
 
 /// Who a client says to be.
 #[derive(Debug, Clone, Copy)]
@@ -201,7 +202,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Exchange<'_, S> {
 
     /// Whoever it is: the database entry says who logs in on the server.
     fn any(&self) -> Result<ServerLogin, Refusal> {
-        if self.claim.came.has_forced_user || self.claim.place.is_none() {
+        let Came { has_forced_user, database, .. } = self.claim.came;
+        if has_forced_user || database == CONSOLE || self.claim.place.is_none() {
             return Ok(ServerLogin::Nothing);
         }
         Err(self.failed_with("the database entry has no user", "no such user"))

@@ -119,6 +119,9 @@ impl Log {
         places.verbose = settings.verbose;
         places.file = file;
         places.syslog = syslog;
+        drop(places);
+        // what was found not to be wanted is asked for again
+        tracing::callsite::rebuild_interest_cache();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Places> {
