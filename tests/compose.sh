@@ -51,7 +51,7 @@ make_base() {
         say "making a base image with debootstrap"
         local folder
         folder=$(mktemp -d)
-        debootstrap --variant=minbase --include=postgresql-15,libssl3,ca-certificates bookworm "$folder/root" >"$folder/log" 2>&1 ||
+        debootstrap --variant=minbase --include=postgresql-15,libssl3,libpam0g,ca-certificates bookworm "$folder/root" >"$folder/log" 2>&1 ||
             { tail -20 "$folder/log"; rm -rf --one-file-system "$folder"; return 1; }
         rm -rf "$folder"/root/var/cache/apt/* "$folder"/root/var/lib/apt/lists/*
         mkdir -p .cache

@@ -198,6 +198,12 @@ impl Wire {
         Poll::Ready(Ok(()))
     }
 
+    /// The peer owes nothing any more: whatever it says now is worth waking up for.
+    #[inline]
+    pub(crate) fn settle(&mut self) {
+        self.gulps.end(self.stream.tcp());
+    }
+
     /// `poll_flush` to wait for.
     pub(crate) async fn flush(&mut self) -> io::Result<()> {
         std::future::poll_fn(|cx| self.poll_flush(cx)).await

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use harness::folder::Folder;
@@ -24,6 +24,8 @@ const TOLERATED: f64 = 0.05;
 /// Allocations for each query that are none: housekeeping goes on meanwhile, by the clock and so more of it on a slow machine;
 /// what belongs to a query is at least one for each.
 const NO_ALLOCATION: f64 = 0.2;
+/// Parts of the path that are counted alone (`proxy/examples/parts.rs`).
+const PARTS: [&str; 6] = ["framing", "conversation", "extended-conversation", "classification", "lookup", "reading"];
 /// What asks the C library for memory.
 const ALLOCATORS: [&str; 5] = ["malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc"];
 
@@ -116,6 +118,22 @@ fn read(dump: &str) -> Count {
     Count { instructions: instructions / each, allocations: allocations / each }
 }
 
+/// Counts what is done for one of a part: the difference between [`COUNTED`] and twice as many.
+fn part(name: &str) -> f64 {
+    let counts = Folder::new("parts");
+    let here = std::env::current_exe().expect("the test has a file");
+    let program = here.parent().and_then(Path::parent).expect("it is in deps").join("examples/parts");
+    assert!(program.exists(), "{} is not there: cargo build --workspace --all-targets", program.display());
+    let [one, two] = [COUNTED, 2 * COUNTED].map(|times| {
+        let out = counts.path().join(times.to_string());
+        let mut command = Command::new("valgrind");
+        command.args(["-q", "--tool=callgrind", &format!("--callgrind-out-file={}", out.display())]);
+        run(command.arg(&program).arg(name).arg(times.to_string()));
+        read(&fs::read_to_string(&out).expect("callgrind has written a file")).instructions
+    });
+    two - one
+}
+
 /// Whose code is counted.
 fn compiler() -> String {
     run(Command::new("rustc").arg("--version")).trim().to_owned()
@@ -147,21 +165,28 @@ fn a_query_costs_what_it_did_and_allocates_nothing() {
                 allocating.push((name, count.allocations));
             }
         }
-        if std::env::var_os("UPDATE").is_some() {
-            fs::write(baseline(), &text).expect("the baseline can be written");
+        for name in PARTS {
+            let _ = writeln!(text, "{name} {:.0}", part(name));
         }
-        let expected = fs::read_to_string(baseline()).expect("there is a baseline: UPDATE=1 makes one");
-        let differ = |(now, before): &(&str, &str)| {
-            let number = |line: &str| line.split(' ').nth(1).and_then(|word| word.parse::<f64>().ok()).unwrap_or(0.0);
-            (number(now) / number(before) - 1.0).abs() > TOLERATED
-        };
-        assert_eq!(text.lines().count(), expected.lines().count(), "cases: {text}in the baseline: {expected}");
-        if !expected.starts_with(&compiler()) {
-            eprintln!("the baseline was made with another compiler, so only allocations are looked at: {expected}");
-            text.clear();
-        }
-        let differing: Vec<_> = text.lines().zip(expected.lines()).skip(1).filter(differ).collect();
-        assert!(differing.is_empty(), "now, and in the baseline (UPDATE=1 makes a new one): {differing:?}");
         assert!(allocating.is_empty(), "allocations for each query: {allocating:?}");
+        compare(&text);
     });
+}
+
+/// Compares with the baseline, or makes it with `UPDATE=1`.
+fn compare(text: &str) {
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(baseline(), text).expect("the baseline can be written");
+    }
+    let expected = fs::read_to_string(baseline()).expect("there is a baseline: UPDATE=1 makes one");
+    let differ = |(now, before): &(&str, &str)| {
+        let number = |line: &str| line.split(' ').nth(1).and_then(|word| word.parse::<f64>().ok()).unwrap_or(0.0);
+        (number(now) / number(before) - 1.0).abs() > TOLERATED
+    };
+    assert_eq!(text.lines().count(), expected.lines().count(), "cases: {text}in the baseline: {expected}");
+    if !expected.starts_with(&compiler()) {
+        return eprintln!("the baseline was made with another compiler, so only allocations are looked at: {expected}");
+    }
+    let differing: Vec<_> = text.lines().zip(expected.lines()).skip(1).filter(differ).collect();
+    assert!(differing.is_empty(), "now, and in the baseline (UPDATE=1 makes a new one): {differing:?}");
 }

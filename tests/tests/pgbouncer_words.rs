@@ -160,3 +160,19 @@ fn its_own_account_is_an_admin_by_the_unix_socket() {
         bouncer.logged(0, "pgbouncer access from unix socket").await;
     });
 }
+
+#[test]
+fn a_login_that_takes_too_long_is_told_so() {
+    harness::run(60, async {
+        let settings = "auth_type = md5\nclient_login_timeout = 1\n";
+        let (_node, bouncer) = PgBouncer::with_node("app = $", settings, USERS).await;
+        let app = startup(&[("user", "app"), ("database", "app")]);
+        assert_eq!(answer(&bouncer, &app[..6]).await, "client_login_timeout");
+        let mut raw = Raw::connect(bouncer.port()).await;
+        raw.send(&app).await;
+        assert_eq!(raw.message().await.expect("a question").tag, b'R');
+        let told = raw.message().await.expect("words before it is closed");
+        assert_eq!(told.field(b'M').as_deref(), Some("client_login_timeout"));
+        bouncer.logged(0, "closing because: client_login_timeout (age=1s)").await;
+    });
+}

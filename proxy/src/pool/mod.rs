@@ -282,6 +282,7 @@ impl Pool {
     }
 
     fn keep(&self, mut server: Box<Server>, worker: usize) {
+        server.wire.settle();
         let mut state = self.lock();
         if let Some(why) = self.must_close(&server, &state) {
             server.control.closes(why);
