@@ -321,7 +321,7 @@ async fn lookups_that_fail_say_so_and_many_at_once_are_one() {
     let who = "query_user = \"lookup\"\nquery_password = \"lookup\"";
     for (query, why) in [
         ("SELECT 1", "parameters"),
-        ("SELECT $1::text, 'x'::text, 1", "3 columns"),
+        ("SELECT $1::text, 'x'::text, 1", "2 columns from auth_query, not 3"),
         ("SELECT 'lookup'::text, 'lookup'::text WHERE $1::text <> ''", "another user"),
         ("SELECT nothing FROM nowhere WHERE $1 = 1", "42P01"),
     ] {

@@ -162,6 +162,13 @@ impl Drop for PgBouncer {
     }
 }
 
+/// The settings of a listener with TLS, by this certificate and key.
+#[must_use]
+pub fn client_tls(sslmode: &str, (certificate, key): &(PathBuf, PathBuf)) -> String {
+    let (certificate, key) = (certificate.display(), key.display());
+    format!("client_tls_sslmode = {sslmode}\nclient_tls_cert_file = {certificate}\nclient_tls_key_file = {key}\n")
+}
+
 /// Databases with the address of a node in the place of each `$`.
 #[must_use]
 pub fn at(node: &Node, databases: &str) -> String {

@@ -95,6 +95,15 @@ impl Node {
         node
     }
 
+    /// The same, with TLS by this certificate and key.
+    pub async fn with_tls(programs: &Programs, (certificate, key): &(PathBuf, PathBuf)) -> Self {
+        let mut node = Self::new(programs, "n1");
+        let (certificate, key) = (certificate.display(), key.display());
+        node.configure(&format!("ssl = on\nssl_cert_file = '{certificate}'\nssl_key_file = '{key}'\n"));
+        node.start().await;
+        node
+    }
+
     /// The data directory.
     #[must_use]
     pub fn data(&self) -> PathBuf {

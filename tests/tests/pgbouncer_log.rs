@@ -5,7 +5,7 @@ use std::fs;
 use harness::certificates::Certificate;
 use harness::endpoint::value;
 use harness::folder::Folder;
-use harness::pgbouncer::{PgBouncer, at};
+use harness::pgbouncer::{PgBouncer, at, client_tls};
 use harness::postgres::{Node, Programs};
 use harness::wire::Raw;
 use nix::sys::signal::Signal;
@@ -178,15 +178,10 @@ fn a_wrong_configuration_is_named_by_its_place() {
 fn tls_and_lookups_are_in_the_log() {
     harness::run(60, async {
         let folder = Folder::new("tls");
-        let (certificate, key) = Certificate::authority("ours").sign("localhost").write(&folder, "server");
-        let (certificate, key) = (certificate.display(), key.display());
-        let mut node = Node::new(&Programs::installed(), "n1");
-        node.configure(&format!("ssl = on\nssl_cert_file = '{certificate}'\nssl_key_file = '{key}'\n"));
-        node.start().await;
-        let settings = format!(
-            "server_tls_sslmode = require\nclient_tls_sslmode = allow\nclient_tls_cert_file = {certificate}\nclient_tls_key_file = {key}\n\
-             auth_type = md5\nauth_user = app\nauth_query = SELECT $1::text\n"
-        );
+        let pair = Certificate::authority("ours").sign("localhost").write(&folder, "server");
+        let node = Node::with_tls(&Programs::installed(), &pair).await;
+        let settings = "server_tls_sslmode = require\nauth_type = md5\nauth_user = app\nauth_query = SELECT $1::text\n";
+        let settings = settings.to_owned() + &client_tls("allow", &pair);
         let bouncer = PgBouncer::start(&at(&node, "app = $"), &settings, USERS).await;
         assert_eq!(value(&app(&bouncer, "app").await, "SELECT 1").await, "1");
         bouncer.logged(0, "SSL established: TLSv1.").await;

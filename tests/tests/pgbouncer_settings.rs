@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use harness::certificates::Certificate;
 use harness::endpoint::value;
 use harness::folder::Folder;
-use harness::pgbouncer::{PgBouncer, at, show, shown};
+use harness::pgbouncer::{PgBouncer, at, client_tls, show, shown};
 use harness::postgres::{Node, Programs};
 use harness::wait_for;
 use harness::wire::{Raw, frame, query, startup};
@@ -238,23 +238,15 @@ fn a_client_that_says_nothing_is_left_to_the_kernel() {
 fn ciphers_are_those_that_are_asked_for() {
     harness::run(60, async {
         let folder = Folder::new("tls");
-        let (certificate, key) = Certificate::authority("ours").sign("localhost").write(&folder, "server");
-        let (certificate, key) = (certificate.display(), key.display());
-        let mut node = Node::new(&Programs::installed(), "n1");
-        node.configure(&format!("ssl = on\nssl_cert_file = '{certificate}'\nssl_key_file = '{key}'\n"));
-        node.start().await;
-        let clients = |ciphers| {
-            format!(
-                "client_tls_sslmode = require\nclient_tls_cert_file = {certificate}\nclient_tls_key_file = {key}\n{ciphers}"
-            )
-        };
+        let pair = Certificate::authority("ours").sign("localhost").write(&folder, "server");
+        let node = Node::with_tls(&Programs::installed(), &pair).await;
         let tls12 = "client_tls_protocols = tlsv1.2\nclient_tls_ciphers = ECDHE-ECDSA-AES128-SHA256:ECDHE-RSA-AES128-SHA256\n\
                      server_tls_sslmode = require\nserver_tls_protocols = tlsv1.2\nserver_tls_ciphers = ECDHE-ECDSA-AES256-SHA384:ECDHE-RSA-AES256-SHA384\n";
         let tls13 = "server_tls_sslmode = require\nserver_tls13_ciphers = TLS_CHACHA20_POLY1305_SHA256\n";
         for (settings, client, server) in
             [(tls12, "AES128-SHA256", "AES256-SHA384"), (tls13, "TLSv1.3/", "TLSv1.3/TLS_CHACHA20_POLY1305_SHA256")]
         {
-            let settings = format!("auth_type = trust\n{}", clients(settings));
+            let settings = format!("auth_type = trust\n{settings}{}", client_tls("require", &pair));
             let bouncer = PgBouncer::start(&at(&node, "app = $"), &settings, USERS).await;
             let conninfo = |user, database| {
                 format!("host=127.0.0.1 port={} user={user} dbname={database} sslmode=require", bouncer.port())

@@ -6,7 +6,7 @@ use std::process::Command;
 use harness::certificates::Certificate;
 use harness::endpoint::value;
 use harness::folder::Folder;
-use harness::pgbouncer::{PgBouncer, at};
+use harness::pgbouncer::{PgBouncer, at, client_tls};
 use harness::port::Port;
 use harness::postgres::{Node, Programs};
 use harness::wire::{Raw, startup};
@@ -45,16 +45,11 @@ fn a_rule_says_why_a_client_is_not_let_in() {
     harness::run(60, async {
         let node = Node::primary(&Programs::installed()).await;
         let folder = Folder::new("hba");
-        let (certificate, key) = Certificate::authority("ours").sign("localhost").write(&folder, "server");
+        let pair = Certificate::authority("ours").sign("localhost").write(&folder, "server");
         let rules = "host rejected all 127.0.0.1/32 reject\nhost certified all 127.0.0.1/32 cert\nlocal all all peer\n\
                      host app app 127.0.0.1/32 scram-sha-256\nhost ldapped all 127.0.0.1/32 ldap ldapserver=127.0.0.1 ldapport=1 ldapprefix=x\n";
         let rules = folder.write("hba", rules);
-        let settings = format!(
-            "auth_type = hba\nauth_hba_file = {}\nclient_tls_sslmode = allow\nclient_tls_cert_file = {}\nclient_tls_key_file = {}\n",
-            rules.display(),
-            certificate.display(),
-            key.display()
-        );
+        let settings = format!("auth_type = hba\nauth_hba_file = {}\n{}", rules.display(), client_tls("allow", &pair));
         let bouncer = PgBouncer::start(&at(&node, "app = $\n* = $"), &settings, USERS).await;
         assert_eq!(value(&bouncer.endpoint("app", "app-secret", "app").client().await, "SELECT 1").await, "1");
         assert_eq!(refusal(&bouncer, "app", "rejected").await, "login rejected");
@@ -71,11 +66,8 @@ fn a_client_that_begins_in_a_wrong_way_is_told_so() {
     harness::run(60, async {
         let node = Node::primary(&Programs::installed()).await;
         let folder = Folder::new("tls");
-        let (certificate, key) = Certificate::authority("ours").sign("localhost").write(&folder, "server");
-        let (certificate, key) = (certificate.display(), key.display());
-        let tls = format!(
-            "auth_type = trust\nclient_tls_sslmode = require\nclient_tls_cert_file = {certificate}\nclient_tls_key_file = {key}\n"
-        );
+        let pair = Certificate::authority("ours").sign("localhost").write(&folder, "server");
+        let tls = client_tls("require", &pair) + "auth_type = trust\n";
         let bouncer = PgBouncer::start(&at(&node, "app = $"), &tls, USERS).await;
         let app = startup(&[("user", "app"), ("database", "app")]);
         assert_eq!(answer(&bouncer, &app).await, "SSL required");

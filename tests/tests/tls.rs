@@ -134,11 +134,8 @@ fn servers_are_reached_with_the_sslmode_that_is_asked_for() {
         let folder = Folder::new("tls");
         let (ours, others) = (Certificate::authority("ours"), Certificate::authority("others"));
         let (root, foreign) = (ours.write(&folder, "root").0, others.write(&folder, "foreign").0);
-        let (certificate, key) = ours.sign("localhost").write(&folder, "server");
-        let mut node = Node::new(&Programs::installed(), "n1");
-        let files = (certificate.display(), key.display());
-        node.configure(&format!("ssl = on\nssl_cert_file = '{}'\nssl_key_file = '{}'\n", files.0, files.1));
-        node.start().await;
+        let pair = ours.sign("localhost").write(&folder, "server");
+        let node = Node::with_tls(&Programs::installed(), &pair).await;
         let cases: [(&str, &str, Option<&Path>, Option<&str>); 8] = [
             ("disable", "127.0.0.1", None, Some("f")),
             ("prefer", "127.0.0.1", None, Some("t")),
