@@ -93,6 +93,25 @@ impl Cancels {
                 break process_id;
             }
         };
+        self.insert(&mut clients, process_id, key)
+    }
+
+    /// A client that another process has let in keeps its key; where that is another's here, it can cancel nothing.
+    pub(crate) fn register_again(self: &Arc<Self>, process_id: u32, key: &[u8]) -> Registered {
+        let mut clients = lock(&self.clients);
+        if clients.contains_key(&process_id) {
+            drop(clients);
+            return self.register(key.len(), 0);
+        }
+        self.insert(&mut clients, process_id, key.into())
+    }
+
+    fn insert(
+        self: &Arc<Self>,
+        clients: &mut HashMap<u32, Arc<Cancel>>,
+        process_id: u32,
+        key: Box<[u8]>,
+    ) -> Registered {
         let cancel = Arc::new(Cancel {
             process_id,
             key,

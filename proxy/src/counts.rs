@@ -58,6 +58,12 @@ impl Counted {
         }
         Some(Self { shared: shared.clone(), count })
     }
+
+    /// One more, whatever the limit.
+    pub(crate) fn always(shared: &Arc<Shared>, count: fn(&Shared) -> &AtomicUsize) -> Self {
+        count(shared).fetch_add(1, Ordering::AcqRel);
+        Self { shared: shared.clone(), count }
+    }
 }
 
 impl Drop for Counted {

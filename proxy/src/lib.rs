@@ -16,6 +16,7 @@ mod drill;
 mod entry;
 pub mod error;
 mod gulp;
+mod handover;
 mod hosts;
 mod housekeeping;
 mod listener;

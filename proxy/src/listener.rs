@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use nix::unistd::Group;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use crate::config::{Config, Dialect, Listen};
 use crate::pgbouncer::errno_text;
@@ -47,6 +48,14 @@ pub(crate) enum Peer {
 }
 
 impl Peer {
+    /// Who is at the other end of a Unix socket.
+    pub(crate) fn of(stream: &UnixStream) -> Self {
+        let credentials = stream.peer_cred().ok();
+        let pid = credentials.as_ref().and_then(|known| known.pid()).unwrap_or(0);
+        let uid = credentials.map_or(u32::MAX, |known| known.uid());
+        Self::Unix { pid, uid }
+    }
+
     /// As PgBouncer writes an address; `local` is where the client came to.
     pub(crate) fn place(self, local: Option<SocketAddr>) -> String {
         match self {
@@ -73,7 +82,7 @@ pub(crate) struct Bound {
 }
 
 /// The file of the Unix socket; removed at the end, unless it is another's by then.
-struct SocketFile {
+pub(crate) struct SocketFile {
     file: PathBuf,
     inode: Option<u64>,
 }
@@ -83,24 +92,41 @@ impl SocketFile {
         let inode = fs::metadata(&file).ok().map(|found| found.ino());
         Self { file, inode }
     }
+
+    /// It is another process's from now on.
+    pub(crate) fn leave(&mut self) {
+        self.inode = None;
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if fs::metadata(&self.file).ok().map(|found| found.ino()) == self.inode {
+        let found = fs::metadata(&self.file).ok().map(|found| found.ino());
+        if found.is_some() && found == self.inode {
             let _ = fs::remove_file(&self.file);
         }
     }
 }
 
-/// Binds everything that the configuration names, for all workers; or takes what systemd listens on already in its place.
+/// Binds everything that the configuration names, for all workers; or takes what listens already in its place, `inherited` from another
+/// process or passed by systemd.
 ///
 /// # Errors
 /// An address that cannot be resolved or bound: the text names it.
-pub(crate) fn bind(config: &Config, workers: usize) -> Result<Bound, String> {
+pub(crate) fn bind(config: &Config, workers: usize, inherited: Vec<Passed>) -> Result<Bound, String> {
     let mut bound = Bound { workers: Vec::new(), addresses: Vec::new(), socket_file: None };
     bound.workers.resize_with(workers, Part::default);
-    let unusable = |error| format!("a socket that systemd has passed cannot be used: {error}");
+    let unusable = |error| format!("a socket that was passed cannot be used: {error}");
+    if !inherited.is_empty() {
+        for socket in inherited {
+            let place = bound.take_over(socket, &TcpOptions::of(config)).map_err(unusable)?;
+            say(Level::Log, format_args!("got pooler socket: {place}"));
+        }
+        if let Some(file) = socket_file(config, &bound).filter(|file| file.exists()) {
+            bound.socket_file = Some(SocketFile::new(file));
+        }
+        return Ok(bound);
+    }
     let passed = systemd::sockets().map_err(unusable)?;
     if !passed.is_empty() {
         ignores_addresses(config);
@@ -124,9 +150,7 @@ pub(crate) fn bind(config: &Config, workers: usize) -> Result<Bound, String> {
             }
         }
     }
-    if let Some(directory) = &config.listen.unix_socket_directory {
-        let first = bound.addresses.first().map_or(6432, SocketAddr::port);
-        let file = directory.join(format!(".s.PGSQL.{}", config.listen.unix_socket_port.unwrap_or(first)));
+    if let Some(file) = socket_file(config, &bound) {
         let listener = bind_unix(&file, &config.listen)
             .map_err(|error| format!("cannot listen on {}: {error}", file.display()))?;
         bound.socket_file = Some(SocketFile::new(file.clone()));
@@ -137,6 +161,13 @@ pub(crate) fn bind(config: &Config, workers: usize) -> Result<Bound, String> {
         return Err("nowhere to listen on".to_owned());
     }
     Ok(bound)
+}
+
+/// Where the Unix socket is, if there is to be one.
+fn socket_file(config: &Config, bound: &Bound) -> Option<PathBuf> {
+    let first = bound.addresses.first().map_or(6432, SocketAddr::port);
+    let port = config.listen.unix_socket_port.unwrap_or(first);
+    config.listen.unix_socket_directory.as_ref().map(|directory| directory.join(format!(".s.PGSQL.{port}")))
 }
 
 fn listening(config: &Config, place: std::fmt::Arguments<'_>) {
@@ -248,15 +279,21 @@ impl Bound {
         Ok(Listeners { tcp, unix, options: RefCell::default() })
     }
 
+    /// The sockets once more, as another process may have them: each with its address, or `unix`, and its port.
+    pub(crate) fn copies(&self) -> Vec<(OwnedFd, String, u16)> {
+        let tcp = self.workers.iter().flat_map(|(tcp, _)| tcp).filter_map(|listener| {
+            let address = listener.local_addr().ok()?;
+            Some((listener.try_clone().ok()?.into(), address.ip().to_string(), address.port()))
+        });
+        let port = self.addresses.first().map_or(6432, SocketAddr::port);
+        let unix = self.workers.iter().flat_map(|(_, unix)| unix);
+        let unix = unix.filter_map(|listener| Some((listener.try_clone().ok()?.into(), "unix".to_owned(), port)));
+        tcp.chain(unix).collect()
+    }
+
     /// The parts for the workers, and what has to be kept until the end.
-    pub(crate) fn split(self) -> (Vec<Part>, impl Drop + Send) {
-        struct Keep {
-            _file: Option<SocketFile>,
-        }
-        impl Drop for Keep {
-            fn drop(&mut self) {}
-        }
-        (self.workers, Keep { _file: self.socket_file })
+    pub(crate) fn split(self) -> (Vec<Part>, Option<SocketFile>) {
+        (self.workers, self.socket_file)
     }
 }
 
@@ -310,10 +347,8 @@ impl Listeners {
         for listener in &self.unix {
             if let Poll::Ready(accepted) = listener.poll_accept(cx) {
                 return Poll::Ready(accepted.map(|(stream, _)| {
-                    let credentials = stream.peer_cred().ok();
-                    let pid = credentials.as_ref().and_then(|known| known.pid()).unwrap_or(0);
-                    let uid = credentials.map_or(u32::MAX, |known| known.uid());
-                    (Stream::Unix(stream), Peer::Unix { pid, uid })
+                    let peer = Peer::of(&stream);
+                    (Stream::Unix(stream), peer)
                 }));
             }
         }

@@ -44,6 +44,7 @@ async fn serve(config: Arc<Config>, log: &Started) -> Result<(), String> {
                     current = new;
                     let _ = done.send(if good { Ok(()) } else { Err(String::new()) });
                 }
+                Order::GiveWay(done) => drop(done), // nothing is given here
                 Order::Set(_, _, done) => drop(done.send(Ok(None))),
                 Order::Shutdown(how) => {
                     tracing::info!(?how, "the console asks for the end");

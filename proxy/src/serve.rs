@@ -13,7 +13,10 @@ use crate::auth::Store;
 use crate::check;
 use crate::config::{Change, Config};
 use crate::console::Order;
-use crate::listener::{self, Bound, Part};
+use crate::counts::Ending;
+use crate::listener::{self, Bound, Part, SocketFile};
+use crate::pgbouncer::{Carried, Inheritance};
+use crate::session::carry_on;
 use crate::shared::Shared;
 use crate::tls::TlsState;
 use crate::worker::{Worker, work};
@@ -40,7 +43,7 @@ pub struct Proxy {
     threads: Vec<JoinHandle<()>>,
     addresses: Vec<SocketAddr>,
     /// Removes the file of the Unix socket.
-    _sockets: Box<dyn Send>,
+    socket_file: Option<SocketFile>,
 }
 
 impl Proxy {
@@ -49,20 +52,41 @@ impl Proxy {
     /// # Errors
     /// What could not be bound, read or started; nothing is left behind then.
     pub fn start(config: &Arc<Config>, watches: &HashMap<Arc<str>, Watch>) -> Result<Self, String> {
+        Self::start_with(config, watches, None)
+    }
+
+    /// The same in the place of another process, with its sockets and its clients.
+    ///
+    /// # Errors
+    /// As [`Proxy::start`]; the other process goes on then.
+    pub(crate) fn start_with(
+        config: &Arc<Config>,
+        watches: &HashMap<Arc<str>, Watch>,
+        inheritance: Option<Inheritance>,
+    ) -> Result<Self, String> {
         let tls = TlsState::load(config).map_err(|(section, error)| format!("{section}: {error}"))?;
         let store = Store::load(config)?;
         let (sender, orders) = mpsc::channel(MAX_ORDERS);
         let shared = Arc::new(Shared::new(config.clone(), watches.clone(), store, tls, sender));
-        let bound = listener::bind(config, shared.workers())?;
+        let (listeners, mut clients) = inheritance.map(Inheritance::accept).transpose()?.unwrap_or_default();
+        if !clients.is_empty() {
+            shared.number_statements_anew();
+        }
+        let bound = listener::bind(config, shared.workers(), listeners)?;
+        if shared.is_pgbouncer() {
+            shared.handover.set_listeners(bound.copies());
+        }
         let addresses = bound.addresses.clone();
-        let (parts, sockets) = bound.split();
+        let (parts, socket_file) = bound.split();
         let (phase, phases) = watch::channel(Phase::Serving);
-        let mut proxy = Self { shared, orders, phase, threads: Vec::new(), addresses, _sockets: Box::new(sockets) };
+        let mut proxy = Self { shared, orders, phase, threads: Vec::new(), addresses, socket_file };
         for (index, part) in parts.into_iter().enumerate() {
             let (shared, phases) = (proxy.shared.clone(), phases.clone());
             let watches = if index == 0 { watches.clone() } else { HashMap::new() };
+            let share = clients.len().div_ceil(proxy.shared.workers() - index);
+            let clients = clients.split_off(clients.len() - share);
             let thread = std::thread::Builder::new().name(format!("worker {index}"));
-            let thread = thread.spawn(move || run_worker(index, shared, part, phases, watches));
+            let thread = thread.spawn(move || run_worker(index, shared, part, phases, (watches, clients)));
             proxy.threads.push(thread.map_err(|error| format!("a worker could not be started: {error}"))?);
         }
         Ok(proxy)
@@ -123,7 +147,19 @@ impl Proxy {
 
     /// Begins to stop: no new clients, and those that are here go at the end of their transactions. Dropping stops at once.
     pub fn drain(&self) {
+        self.shared.handover.forget_listeners();
         self.phase.send_replace(Phase::Draining);
+    }
+
+    /// Another process serves in the place of this one, with the clients that it was given; the others go on here until they leave.
+    pub(crate) fn give_way(&mut self) {
+        if let Some(file) = &mut self.socket_file {
+            file.leave();
+        }
+        self.shared.handover.finish();
+        self.shared.end(Ending::WaitForClients);
+        self.drain();
+        self.shared.set_suspended(false);
     }
 
     /// Whether the last client has gone after [`Proxy::drain`].
@@ -153,7 +189,7 @@ fn run_worker(
     shared: Arc<Shared>,
     part: Part,
     phases: watch::Receiver<Phase>,
-    watches: HashMap<Arc<str>, Watch>,
+    (watches, clients): (HashMap<Arc<str>, Watch>, Vec<Carried>),
 ) {
     let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
         Ok(runtime) => runtime,
@@ -172,7 +208,9 @@ fn run_worker(
             let shared = shared.clone();
             tokio::task::spawn_local(async move { shared.tls.watch_files().await });
         }
-        work(Worker::new(index, shared), listeners, phases).await;
+        let worker = Worker::new(index, shared);
+        clients.into_iter().for_each(|carried| carry_on(&worker, carried));
+        work(worker, listeners, phases).await;
     });
 }
 

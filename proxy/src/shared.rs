@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use pgwire::report::Report;
 use tokio::sync::{Notify, mpsc, watch};
@@ -19,6 +19,7 @@ use crate::console::Order;
 use crate::counts::{Counted, Ending, OfUser, Place};
 use crate::entry::Entry;
 use crate::error::Denial;
+use crate::handover::Handover;
 use crate::hosts::{Hosts, Ttl};
 use crate::listener::TcpOptions;
 use crate::pgbouncer::log::{Level, say};
@@ -59,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) console_clients: Arc<AtomicUsize>,
     /// What passed there.
     pub(crate) console_counters: Box<[Counters]>,
+    /// What is passed to the next process.
+    pub(crate) handover: Handover,
     /// Numbers for clients and servers.
     pub(crate) ids: Arc<AtomicU64>,
     /// To wake the housekeeping of each worker.
@@ -75,7 +78,8 @@ pub(crate) struct Shared {
     ending: Mutex<Option<Ending>>,
     /// When the period of the statistics began, in milliseconds of the clock.
     period: AtomicU64,
-    admitted: AtomicUsize,
+    /// Clients that were let in.
+    pub(crate) admitted: AtomicUsize,
     of_users: Mutex<HashMap<Arc<str>, Arc<OfUser>>>,
     held_bytes: AtomicUsize,
     holding: AtomicUsize,
@@ -103,6 +107,7 @@ impl Shared {
             clients: Arc::default(),
             console_clients: Arc::default(),
             console_counters: (0..workers).map(|_| Counters::default()).collect(),
+            handover: Handover::default(),
             ids: Arc::default(),
             keepers: (0..workers).map(|_| Arc::default()).collect(),
             orders,
@@ -397,6 +402,7 @@ impl Shared {
     /// Reads from no client, or from all again.
     pub(crate) fn set_suspended(&self, suspended: bool) {
         self.suspended.store(suspended, Ordering::Release);
+        self.handover.set_given(false);
         self.gate.send_replace(());
         self.keepers.iter().for_each(|keeper| keeper.notify_one());
     }
@@ -450,6 +456,12 @@ impl Shared {
     /// A number for a prepared statement, never used before.
     pub(crate) fn next_statement(&self) -> u64 {
         self.statements.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Servers of another process come along, which may hold statements of its numbers: ours are others.
+    pub(crate) fn number_statements_anew(&self) {
+        let seconds = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        self.statements.fetch_max(seconds << 20, Ordering::Relaxed);
     }
 
     /// Prepared statements that a server may hold.

@@ -2,16 +2,29 @@
 
 use std::io;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
+use socket2::{Domain, Socket};
 
 /// A socket that systemd listens on already (socket activation).
 #[derive(Debug)]
 pub(crate) enum Passed {
     Tcp(TcpListener),
     Unix(UnixListener),
+}
+
+impl Passed {
+    /// What stands on a socket that listens.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    pub(crate) fn of(socket: OwnedFd) -> io::Result<Self> {
+        let socket = Socket::from(socket);
+        Ok(if socket.domain()? == Domain::UNIX { Self::Unix(socket.into()) } else { Self::Tcp(socket.into()) })
+    }
 }
 
 /// Whether there are any; `false` once [`sockets`] has taken them.
@@ -40,6 +53,11 @@ pub(crate) fn sockets() -> io::Result<Vec<Passed>> {
 /// Clients are served.
 pub(crate) fn ready() {
     notify(&[NotifyState::Ready]);
+}
+
+/// This process serves in the place of another one.
+pub(crate) fn took_over() {
+    notify(&[NotifyState::MainPid(std::process::id())]);
 }
 
 /// The configuration is read again by this (`Type=notify-reload` wants to know when that began).

@@ -1,11 +1,15 @@
 //! A byte stream to a client or a server, with what could not be written yet and what is not whole yet. No protocol here.
 
 use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use rustix::cmsg_space;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_openssl::SslStream;
 
@@ -125,6 +129,15 @@ impl Wire {
         &mut self.stream
     }
 
+    /// The socket, where whoever has it could go on: not below TLS.
+    pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
+        match &self.stream {
+            Stream::Tcp(stream) => Some(stream.as_fd()),
+            Stream::Unix(stream) => Some(stream.as_fd()),
+            Stream::Tls(_) => None,
+        }
+    }
+
     /// Whether it is encrypted.
     pub(crate) fn is_encrypted(&self) -> bool {
         matches!(self.stream, Stream::Tls(_))
@@ -202,6 +215,24 @@ impl Wire {
     #[inline]
     pub(crate) fn settle(&mut self) {
         self.gulps.end(self.stream.tcp());
+    }
+
+    /// Writes `bytes` with a socket, which the process at the other end of a Unix socket then has too.
+    ///
+    /// # Errors
+    /// As the operating system says; this is no Unix socket.
+    pub(crate) async fn send_with(&mut self, bytes: &[u8], socket: &OwnedFd) -> io::Result<()> {
+        let Stream::Unix(stream) = &mut self.stream else { return Err(io::ErrorKind::Unsupported.into()) };
+        let sockets = [socket.as_fd()];
+        let sent = stream
+            .async_io(Interest::WRITABLE, || {
+                let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(1))];
+                let mut control = SendAncillaryBuffer::new(&mut space);
+                control.push(SendAncillaryMessage::ScmRights(&sockets));
+                Ok(sendmsg(&*stream, &[io::IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
+            })
+            .await?;
+        stream.write_all(&bytes[sent..]).await
     }
 
     /// `poll_flush` to wait for.

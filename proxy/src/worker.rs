@@ -122,7 +122,8 @@ pub(crate) async fn work(worker: Rc<Worker>, listeners: Listeners, mut phase: wa
         () = let_in(&worker, &listeners) => {}
     }
     // PgBouncer's console is reached over the Unix socket to the end.
-    if worker.shared.is_pgbouncer() && listeners.keep_unix_alone() {
+    let stays = worker.shared.is_pgbouncer() && !worker.shared.handover.is_over();
+    if stays && listeners.keep_unix_alone() {
         tokio::select! {
             biased;
             _ = phase.wait_for(|phase| *phase == Phase::Stopping) => {}

@@ -75,8 +75,10 @@ impl PgBouncer {
 
     /// Another process with `-R`, which takes the place of this one; the old process.
     pub async fn hand_over(&mut self) -> Child {
+        let before = self.log().matches("process up").count();
         let old = std::mem::replace(&mut self.process, launch(&self.folder.path().join("pgbouncer.ini"), &["-R"]));
-        let up = || async { (self.log().matches("process up").count() > 1).then_some(()) };
+        let ups = || self.log().matches("process up").count();
+        let up = || async { (ups() > before).then_some(()) };
         wait_for("the new process", LIMIT, up).await;
         old
     }

@@ -179,14 +179,19 @@ fn compare(text: &str) {
         fs::write(baseline(), text).expect("the baseline can be written");
     }
     let expected = fs::read_to_string(baseline()).expect("there is a baseline: UPDATE=1 makes one");
-    let differ = |(now, before): &(&str, &str)| {
+    let change = |(now, before): &(&str, &str)| {
         let number = |line: &str| line.split(' ').nth(1).and_then(|word| word.parse::<f64>().ok()).unwrap_or(0.0);
-        (number(now) / number(before) - 1.0).abs() > TOLERATED
+        number(now) / number(before) - 1.0
     };
     assert_eq!(text.lines().count(), expected.lines().count(), "cases: {text}in the baseline: {expected}");
     if !expected.starts_with(&compiler()) {
         return eprintln!("the baseline was made with another compiler, so only allocations are looked at: {expected}");
     }
-    let differing: Vec<_> = text.lines().zip(expected.lines()).skip(1).filter(differ).collect();
-    assert!(differing.is_empty(), "now, and in the baseline (UPDATE=1 makes a new one): {differing:?}");
+    let cases: Vec<_> = text.lines().zip(expected.lines()).skip(1).collect();
+    // an incremental build cuts the crates into more pieces, and inlines a little less
+    for (now, before) in cases.iter().filter(|case| change(case) < -TOLERATED) {
+        eprintln!("fewer than the baseline's {before}: {now} (UPDATE=1 keeps that)");
+    }
+    let grown: Vec<_> = cases.iter().filter(|case| change(case) > TOLERATED).collect();
+    assert!(grown.is_empty(), "now, and in the baseline (UPDATE=1 makes a new one): {grown:?}");
 }

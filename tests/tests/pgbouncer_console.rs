@@ -87,6 +87,9 @@ fn the_tables_say_what_is_going_on() {
         assert_eq!(shown(&console, "USERS", "name", "app", "current_client_connections").await, "1");
         assert_eq!(shown(&console, "STATS", "database", "app", "total_query_count").await, "3");
         assert_eq!(shown(&console, "STATS", "database", "app", "total_xact_count").await, "2");
+        let _statement = client.prepare("SELECT 3").await.expect("it is prepared");
+        assert_eq!(shown(&console, "CLIENTS", "database", "app", "prepared_statements").await, "1");
+        assert_eq!(shown(&console, "SERVERS", "database", "app", "prepared_statements").await, "1");
         assert_eq!(shown(&console, "CONFIG", "key", "default_pool_size", "value").await, "20");
         assert_eq!(shown(&console, "LISTS", "list", "databases", "items").await, "3");
         assert_eq!(shown(&console, "STATE", "key", "active", "value").await, "yes");
@@ -301,22 +304,5 @@ fn shutdown_waits_for_servers_or_for_clients_or_for_nobody() {
         let _ = console.simple_query("SHUTDOWN").await;
         assert!(bouncer.ended().await.success());
         assert!(!bouncer.folder().path().join(format!(".s.PGSQL.{}", bouncer.port())).exists());
-    });
-}
-
-#[test]
-fn the_old_process_gives_way_to_a_new_one() {
-    harness::run(60, async {
-        let (_node, mut bouncer) = started("").await;
-        let client = app(&bouncer).await;
-        client.batch_execute("BEGIN").await.expect("a transaction");
-        let mut old = bouncer.hand_over().await;
-        client.batch_execute("COMMIT").await.expect("it goes on where it is");
-        let newcomer = app(&bouncer).await;
-        newcomer.batch_execute("SELECT 1").await.expect("others come to the new one");
-        drop(client);
-        assert!(harness::pgbouncer::ended(&mut old).await.success());
-        newcomer.batch_execute("SELECT 1").await.expect("the new one stays");
-        assert!(bouncer.folder().path().join(format!(".s.PGSQL.{}", bouncer.port())).exists());
     });
 }

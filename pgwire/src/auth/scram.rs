@@ -113,14 +113,15 @@ impl Keys {
     /// From a salted password and what it was salted with; `None` for a salt or a count that cannot be.
     #[must_use]
     pub fn new(salted: &SaltedPassword, salt: &[u8], iterations: u32) -> Option<Self> {
-        let own = OwnKeys::new(salted);
-        let keys = Self {
-            iterations,
-            salt: salt.to_vec(),
-            stored_key: stored_key(&own.client_key),
-            server_key: own.server_key,
-            real: true,
-        };
+        Self::of(OwnKeys::new(salted), salt, iterations)
+    }
+
+    /// From the keys of somebody who has logged in, likewise.
+    #[must_use]
+    pub fn of(own: OwnKeys, salt: &[u8], iterations: u32) -> Option<Self> {
+        let OwnKeys { client_key, server_key } = own;
+        let stored_key = stored_key(&client_key);
+        let keys = Self { iterations, salt: salt.to_vec(), stored_key, server_key, real: true };
         keys.is_possible().then_some(keys)
     }
 

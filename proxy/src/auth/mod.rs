@@ -6,7 +6,8 @@ use pgwire::auth::scram::{Keys, OwnKeys, SaltedPassword, salted_password};
 use pgwire::auth::{Secret, Stored, md5};
 use tokio::sync::Semaphore;
 
-pub mod client;
+pub mod carried;
+mod client;
 mod hba;
 mod ldap;
 mod lookup;

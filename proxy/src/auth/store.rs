@@ -30,7 +30,7 @@ pub struct Store {
 #[derive(Debug)]
 pub(super) struct Users {
     method: AuthMethod,
-    listed: HashMap<Arc<str>, Arc<Known>>,
+    pub(super) listed: HashMap<Arc<str>, Arc<Known>>,
     lookup: Option<Lookup>,
     hba: Hba,
     ident: Ident,

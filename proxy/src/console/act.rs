@@ -75,6 +75,7 @@ pub(super) async fn carry_out(
         Command::Kill(name) => kill(shared, name.as_deref()).await?,
         Command::KillClient(id) => kill_client(shared, id.as_deref()).await?,
         Command::Shutdown(how) => shutdown(shared, *how).await?,
+        Command::GiveWay => give_way(shared).await?,
         Command::Switchover(node) => switchover(shared, node.as_deref()).await?,
     }
     Ok(None)
@@ -328,6 +329,15 @@ async fn gone(shared: &Shared, ids: &[u64]) {
         }
         sleep(POLL).await;
     }
+}
+
+/// What SHOW FDS gave is another process's; clients that were not given stay here until they leave.
+async fn give_way(shared: &Arc<Shared>) -> Result<(), Refusal> {
+    if !shared.handover.is_given() {
+        return Err(Refusal::new("nothing was handed over: SUSPEND and SHOW FDS come first"));
+    }
+    log_command("SHUTDOWN HANDED_OVER", None);
+    answer(shared, Order::GiveWay).await
 }
 
 async fn shutdown(shared: &Arc<Shared>, ending: Option<Ending>) -> Result<(), Refusal> {

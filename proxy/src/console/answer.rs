@@ -149,27 +149,30 @@ pub(super) fn describe(out: &mut BytesMut, table: &Table, formats: &Formats) {
 
 /// One DataRow for each row.
 pub(super) fn rows(out: &mut BytesMut, table: &Table, formats: &Formats) {
-    for row in &table.rows {
-        message(out, b'D', |out| {
-            out.put_i16(count(row.len()));
-            for (index, (value, (_, kind))) in row.iter().zip(&table.columns).enumerate() {
-                match value {
-                    Value::Null => out.put_i32(-1),
-                    value => {
-                        let at = out.len();
-                        out.put_i32(0);
-                        if formats.of(index) == 1 {
-                            binary(out, value, *kind);
-                        } else {
-                            text(out, value);
-                        }
-                        let length = i32::try_from(out.len() - at - 4).expect("values are small");
-                        out[at..at + 4].copy_from_slice(&length.to_be_bytes());
+    table.rows.iter().for_each(|values| row(out, &table.columns, values, formats));
+}
+
+/// One DataRow.
+pub(super) fn row(out: &mut BytesMut, columns: &[Column], row: &[Value], formats: &Formats) {
+    message(out, b'D', |out| {
+        out.put_i16(count(row.len()));
+        for (index, (value, (_, kind))) in row.iter().zip(columns).enumerate() {
+            match value {
+                Value::Null => out.put_i32(-1),
+                value => {
+                    let at = out.len();
+                    out.put_i32(0);
+                    if formats.of(index) == 1 {
+                        binary(out, value, *kind);
+                    } else {
+                        text(out, value);
                     }
+                    let length = i32::try_from(out.len() - at - 4).expect("values are small");
+                    out[at..at + 4].copy_from_slice(&length.to_be_bytes());
                 }
             }
-        });
-    }
+        }
+    });
 }
 
 fn text(out: &mut BytesMut, value: &Value) {

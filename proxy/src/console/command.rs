@@ -40,6 +40,8 @@ pub(super) enum Command {
     KillClient(Option<String>),
     /// SHUTDOWN, perhaps with what is waited for.
     Shutdown(Option<Ending>),
+    /// SHUTDOWN HANDED_OVER: what SHOW FDS gave is the other process's now.
+    GiveWay,
     /// SWITCHOVER, perhaps to a node.
     Switchover(Option<String>),
 }
@@ -104,6 +106,7 @@ impl Command {
             ("shutdown", Some(how)) if how.eq_ignore_ascii_case("wait_for_clients") => {
                 Self::Shutdown(Some(Ending::WaitForClients))
             }
+            ("shutdown", Some(how)) if how.eq_ignore_ascii_case("handed_over") => Self::GiveWay,
             ("switchover", node) => Self::Switchover(node),
             _ => return Err(NoCommand::Invalid),
         })
@@ -126,7 +129,7 @@ impl Command {
             Self::WaitClose(_) => "WAIT_CLOSE",
             Self::Kill(_) => "KILL",
             Self::KillClient(_) => "KILL_CLIENT",
-            Self::Shutdown(_) => "SHUTDOWN",
+            Self::Shutdown(_) | Self::GiveWay => "SHUTDOWN",
             Self::Switchover(_) => "SWITCHOVER",
         };
         tag.to_owned()

@@ -22,6 +22,7 @@ mod act;
 mod answer;
 mod command;
 mod figures;
+mod heir;
 mod show;
 mod sockets;
 
@@ -73,6 +74,8 @@ pub(crate) enum Order {
     Set(String, String, oneshot::Sender<Result<Option<String>, String>>),
     /// The end.
     Shutdown(Option<Ending>),
+    /// Another process has what it was given, and takes this one's place; answered when it may.
+    GiveWay(oneshot::Sender<()>),
 }
 
 /// Why a console ends: something to tell the client, or nothing.
@@ -273,6 +276,11 @@ impl Console {
             Ok(command) => command,
             Err(refusal) => return Ok(Err(refusal)),
         };
+        if matches!(&command, Command::Show(what, _) if what == "fds") && self.is_heir() {
+            self.bequeath().await.map_err(|_| None)?;
+            let _ = backend::write_command_complete(self.wire.out(), &command.tag());
+            return Ok(Ok(()));
+        }
         let done = match self.carry_out(&command).await? {
             Ok(done) => done,
             Err(refusal) => return Ok(Err(refusal)),

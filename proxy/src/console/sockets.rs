@@ -4,8 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use pgwire::auth::Secret;
+
 use super::answer::{Column, Table, Type, Value};
 use crate::clients::{Client, Replication, State, pointer};
+use crate::handover::{IN_ROW, Passed};
 use crate::listener::Peer;
 use crate::pool::{Control, ServerState};
 use crate::shared::Shared;
@@ -98,9 +101,9 @@ pub(super) fn all(shared: &Shared, active_only: bool) -> Table {
     table
 }
 
-/// PgBouncer hands its sockets over by this; nothing is handed over here.
-pub(super) fn descriptors() -> Table {
-    Table::new(&[
+/// The connections that another process may have, and of those what it is to know; secrets only `for_heir`.
+pub(super) fn descriptors(passed: &[Passed], for_heir: bool) -> Table {
+    let mut table = Table::new(&[
         ("fd", Int4),
         ("task", Text),
         ("user", Text),
@@ -116,7 +119,43 @@ pub(super) fn descriptors() -> Table {
         ("password", Text),
         ("scram_client_key", Bytea),
         ("scram_server_key", Bytea),
-    ])
+    ]);
+    for passed in passed {
+        let secret = |secret: &Secret| String::from_utf8_lossy(secret.reveal()).into_owned();
+        let keys = passed.keys.as_ref().filter(|_| for_heir);
+        let cancel = if for_heir { passed.cancel } else { 0 };
+        let mut row: Vec<Value> = vec![
+            passed.number.into(),
+            passed.task.word().into(),
+            passed.user.clone().into(),
+            passed.database.clone().into(),
+            passed.host.clone().into(),
+            i32::from(passed.port).into(),
+            // bit by bit: PgBouncer's keys use the sign
+            Value::Int(i64::from_ne_bytes(cancel.to_ne_bytes())),
+            passed.link.into(),
+        ];
+        row.extend(IN_ROW.iter().map(|name| Value::from(passed.parameter(name).map(str::to_owned))));
+        row.push(passed.password.as_ref().filter(|_| for_heir).map(secret).into());
+        row.push(keys.map(|keys| bytea(keys.client_key.reveal())).into());
+        row.push(keys.map(|keys| bytea(keys.server_key.reveal())).into());
+        table.push(row);
+    }
+    table
+}
+
+/// All parameters of the connections that SHOW FDS gave last: of those it names four.
+pub(super) fn parameters(shared: &Shared) -> Table {
+    let mut table = Table::new(&[("fd", Int4), ("name", Text), ("value", Text)]);
+    for (number, name, value) in shared.handover.parameters() {
+        table.push(vec![number.into(), name.into(), value.into()]);
+    }
+    table
+}
+
+/// PostgreSQL's hexadecimal form of bytes.
+fn bytea(bytes: &[u8]) -> String {
+    bytes.iter().fold("\\x".to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 fn controls(shared: &Shared) -> Vec<Arc<Control>> {

@@ -17,6 +17,7 @@ mod value;
 
 pub use cli::{is_called, main};
 pub use connstr::{DatabaseLine, PeerLine, UserLine};
+pub(crate) use handover::{Carried, Inheritance};
 pub use import::import;
 pub(crate) use load::errno_text;
 pub use load::{Grave, Loaded, Said};

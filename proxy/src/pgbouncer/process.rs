@@ -61,13 +61,6 @@ pub(super) fn check_pidfile(file: &str) -> Result<(), String> {
     fs::remove_file(file).map_err(|error| format!("could not remove stale pidfile: {}", errno_text(&error)))
 }
 
-/// The process that wrote it gives way to this one.
-pub(super) fn forget_pidfile(file: &str) {
-    if !file.is_empty() {
-        let _ = fs::remove_file(file);
-    }
-}
-
 /// The pid file of this process; goes with it.
 pub(super) struct Pidfile(Option<PathBuf>);
 

@@ -13,7 +13,7 @@ use super::cli::{Arguments, parts};
 use super::load::{Grave, Loaded, Said};
 use super::log::{Level, Log, say};
 use super::process::{self, Pidfile};
-use super::{SETTINGS, Settings, VERSION, handover};
+use super::{Inheritance, SETTINGS, Settings, VERSION};
 use crate::config::Config;
 use crate::console::Order;
 use crate::counts::Ending;
@@ -70,16 +70,18 @@ fn start(arguments: &Arguments, log: &Log) -> Result<(), String> {
     // what systemd has passed is taken over from nobody
     let own_socket = unix_socket(settings).filter(|_| !systemd::passes_sockets());
     let in_use = own_socket.filter(|socket| process::is_in_use(socket));
-    match (in_use, arguments.reboot) {
-        (Some(socket), true) => {
-            handover::ask(&socket, &config).map_err(|why| format!("the old process does not give way: {why}"))?;
-            process::forget_pidfile(&settings.pidfile);
-        }
-        (None, true) => say(Level::Log, format_args!("old process not found, try to continue normally")),
-        (Some(_), false) => return Err("unix socket is in use, cannot continue".to_owned()),
-        (None, false) => {}
+    if in_use.is_some() && !arguments.reboot {
+        return Err("unix socket is in use, cannot continue".to_owned());
     }
-    process::check_pidfile(&settings.pidfile)?;
+    match &in_use {
+        Some(_) => {} // the pid file goes with the other process
+        None => {
+            if arguments.reboot {
+                say(Level::Log, format_args!("old process not found, try to continue normally"));
+            }
+            process::check_pidfile(&settings.pidfile)?;
+        }
+    }
     if arguments.daemon && !process::is_in_background() {
         if settings.pidfile.is_empty() {
             return Err("daemon needs pidfile configured".to_owned());
@@ -91,8 +93,12 @@ fn start(arguments: &Arguments, log: &Log) -> Result<(), String> {
     }
     warn_of_inert(&loaded);
     limits(&loaded);
+    let inheritance = in_use
+        .map(|socket| Inheritance::ask(&socket, &loaded.settings.pidfile))
+        .transpose()
+        .map_err(|why| format!("the old process does not give way: {why}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| error.to_string())?.block_on(serve(config, log))
+    runtime.map_err(|error| error.to_string())?.block_on(serve(config, log, inheritance))
 }
 
 fn tell(said: &[Said]) {
@@ -138,11 +144,14 @@ fn limits(loaded: &Loaded) {
     say(Level::Log, text);
 }
 
-async fn serve(config: Arc<Config>, log: &Log) -> Result<(), String> {
+async fn serve(config: Arc<Config>, log: &Log, inheritance: Option<Inheritance>) -> Result<(), String> {
     let mut signals = Signals::new().map_err(|error| error.to_string())?;
-    let mut proxy = Proxy::start(&config, &HashMap::new())?;
+    if inheritance.is_some() {
+        systemd::took_over();
+    }
+    let mut proxy = Proxy::start_with(&config, &HashMap::new(), inheritance)?;
     let pidfile = config.dialect.pgbouncer().map_or("", |loaded| &loaded.settings.pidfile);
-    let _pidfile = Pidfile::write(pidfile)?;
+    let mut pidfile = Some(Pidfile::write(pidfile)?);
     say(Level::Log, format_args!("process up: {VERSION}, {}", parts().join(", ")));
     let mut current = config;
     systemd::ready();
@@ -172,7 +181,18 @@ async fn serve(config: Arc<Config>, log: &Log) -> Result<(), String> {
                         notice
                     }));
                 }
-                Order::Shutdown(None) => return Ok(()),
+                Order::Shutdown(None) => {
+                    if shared.handover.is_given() {
+                        proxy.give_way();
+                    }
+                    return Ok(());
+                }
+                Order::GiveWay(done) => {
+                    drop(pidfile.take());
+                    systemd::stopping();
+                    proxy.give_way();
+                    let _ = done.send(());
+                }
                 Order::Shutdown(Some(how)) => end(&proxy, how),
             },
             () = sleep(END_POLL), if ending.is_some() => {

@@ -17,6 +17,7 @@ use crate::entry::Entry;
 use crate::pgbouncer::log::{Level, say};
 use crate::shared::Shared;
 
+mod adopt;
 mod control;
 mod failure;
 mod open;

@@ -134,6 +134,11 @@ impl Prepared {
         self.used.remove(&statement);
     }
 
+    /// How many the server holds.
+    pub(crate) fn len(&self) -> usize {
+        self.used.len()
+    }
+
     /// The server holds none.
     pub(crate) fn clear(&mut self) {
         self.used.clear();

@@ -115,6 +115,11 @@ impl Budget {
         true
     }
 
+    /// Takes one, whatever the limit: it is there already.
+    pub(crate) fn take_always(&self) {
+        self.taken.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Gives one back.
     pub(crate) fn give_back(&self) {
         self.taken.fetch_sub(1, Ordering::AcqRel);

@@ -72,7 +72,7 @@ impl Server {
         Ok(answers)
     }
 
-    fn note_status(&mut self, body: &[u8]) -> Result<(), String> {
+    pub(super) fn note_status(&mut self, body: &[u8]) -> Result<(), String> {
         // The conversation did not see these requests; its status has to follow all the same.
         let _ = self.conversation.sent(Request::Sync, Asker::Ours, None);
         self.conversation.received(b'Z', body, &mut |_, _| {}).map(drop).map_err(|error| error.to_string())

@@ -17,6 +17,7 @@ use super::greet::{Arrived, Refused, refuse, tell};
 use super::turn::End;
 use super::{Asked, Session, Skip, startup, weak};
 use crate::auth::Identity;
+use crate::cancel::Registered;
 use crate::clients::Client;
 use crate::config::Config;
 use crate::entry::Entry;
@@ -29,6 +30,14 @@ use crate::worker::Worker;
 
 /// Bytes of a cancel key: of protocol 3.0, and of 3.2.
 const KEY_BYTES: (usize, usize) = (4, 32);
+
+/// What a session begins with.
+pub(super) struct Beginning {
+    /// What the client asked for at its start.
+    pub(super) settings: Settings,
+    pub(super) route: Option<Route>,
+    pub(super) cancel: Registered,
+}
 
 impl Session {
     /// A session for an authenticated client. Its startup parameters are its settings.
@@ -48,19 +57,35 @@ impl Session {
         if let Some(report) = weak::refusal_at_login(&entry, &identity.user, &settings) {
             return Err(tell(wire, report));
         }
+        introduce(client, &entry, &identity);
+        let cancel = worker.shared.cancels.register(key_bytes(&startup), worker.shared.peer_id());
+        Ok(Self::new(worker, client, entry, wire, identity, Beginning { settings, route, cancel }))
+    }
+
+    /// A session without a server.
+    pub(super) fn new(
+        worker: &Rc<Worker>,
+        client: &Arc<Client>,
+        entry: Arc<Entry>,
+        wire: Wire,
+        identity: Identity,
+        beginning: Beginning,
+    ) -> Box<Self> {
+        let config = worker.shared.config();
+        let Beginning { settings, route, cancel } = beginning;
         let user = config.users.get(&identity.user).cloned();
         let mode = entry.mode(user.as_ref().and_then(|user| user.pool_mode));
         let card = Card::new(client, user, worker);
-        introduce(client, &entry, &identity);
         let given = config.dialect.pgbouncer().map(|loaded| &loaded.settings);
-        Ok(Box::new(Self {
-            cancel: worker.shared.cancels.register(key_bytes(&startup), worker.shared.peer_id()),
+        Box::new(Self {
+            cancel,
             mode,
             is_plain: given.is_some(),
             logs_in: false,
             always_resets: given.is_some_and(|given| given.server_reset_query_always != 0),
             refuses_queries: given.is_some_and(|given| given.disable_pqexec != 0),
             was_hit: false,
+            given: 0,
             begun: (None, None),
             pools: vec![None; entry.nodes],
             user: entry.user_of(&identity.user),
@@ -100,7 +125,7 @@ impl Session {
             pinned: None,
             lost: super::Lost::No,
             read_after: crate::routing::ReadAfter::new(),
-        }))
+        })
     }
 
     /// Tells the client what PostgreSQL tells at login. The first client of a kind needs a server for it, which also
@@ -220,7 +245,7 @@ impl Session {
 }
 
 /// Who the client is, in texts that it shares with others.
-fn introduce(client: &Client, entry: &Entry, identity: &Identity) {
+pub(super) fn introduce(client: &Client, entry: &Entry, identity: &Identity) {
     client.known(|who| {
         who.user = Some(identity.user.clone());
         who.database = Some(entry.name.clone());

@@ -68,6 +68,7 @@ impl Session {
             }
             if reset {
                 server.prepared.clear();
+                server.control.prepared.store(0, Ordering::Relaxed);
                 server.unnamed = None;
                 server.applied = Settings::default();
                 server.dirty = false;

@@ -129,7 +129,7 @@ pub(crate) async fn serve_client(worker: Rc<Worker>, stream: Stream, peer: Peer)
 
 /// A session in a task of its own, which is a third of the size of its login's for as long as the client stays. It gives up its
 /// `places` when it ends.
-fn live<P: 'static>(session: Box<Session>, places: P) {
+pub(super) fn live<P: 'static>(session: Box<Session>, places: P) {
     tokio::task::spawn_local(async move {
         session.run().await;
         drop(places);
@@ -143,7 +143,7 @@ fn passed_on(body: &[u8]) -> Report {
     Report::error(sqlstate, view.message().into_owned()).fatal().terse()
 }
 
-fn local_address(stream: &Stream) -> Option<SocketAddr> {
+pub(super) fn local_address(stream: &Stream) -> Option<SocketAddr> {
     match stream {
         Stream::Tcp(stream) => stream.local_addr().ok(),
         Stream::Unix(_) | Stream::Tls(_) => None,

@@ -20,10 +20,12 @@ mod begin;
 mod borrow;
 mod bring;
 mod card;
+mod carry;
 mod doubt;
 mod effects;
 mod give_back;
 mod greet;
+mod hand_over;
 mod login;
 mod lost;
 pub(crate) mod note;
@@ -39,6 +41,7 @@ mod violation;
 mod weak;
 
 pub(crate) use card::Card;
+pub(crate) use carry::carry_on;
 pub(crate) use doubt::questions;
 pub(crate) use greet::serve_client;
 pub(crate) use startup::{forced_login, pool_for};
@@ -122,6 +125,8 @@ pub(crate) struct Session {
     logs_in: bool,
     /// It may not send simple queries.
     refuses_queries: bool,
+    /// At which time of asking it gave its connections to the next process; 0: it did not.
+    given: u32,
     /// Its servers are reset after each transaction.
     always_resets: bool,
     /// A cancel request went to the server that goes back.
@@ -263,6 +268,7 @@ impl Session {
             End::Violation(what) if self.is_plain => (Some(in_pgbouncers_words(&what)), what),
             End::Violation(what) => (Some(Report::error(sqlstate::PROTOCOL_VIOLATION, what.as_str())), what),
             End::SentAway(denial) => (Some(shared.words(&denial)), denial.words()),
+            End::HandedOver => return self.leave(),
         };
         greet::log_end(&shared, &self.card.client, &words);
         if let Some(server) = &self.server {

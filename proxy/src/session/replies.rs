@@ -1,6 +1,7 @@
 //! Server to client: what is done with each message. Rows pass in the memory they were read into; looked into is only
 //! what changes what the session or the server is.
 
+use std::sync::atomic::Ordering;
 use std::task::Context;
 
 use pgwire::conversation::{Fate, Outcome, TransactionStatus};
@@ -279,6 +280,7 @@ impl Session {
                     server.prepared.clear();
                     server.unnamed = None;
                 }
+                self.count_statements();
                 if body == b"DISCARD ALL\0" {
                     self.discarded_all();
                 }
@@ -404,8 +406,12 @@ impl Session {
             About::Name(number) => {
                 self.names.settle(outcome);
                 self.forget_unless(done, number);
+                self.count_statements();
             }
-            About::Ours(number) => self.forget_unless(done, Some(number)),
+            About::Ours(number) => {
+                self.forget_unless(done, Some(number));
+                self.count_statements();
+            }
             About::Unnamed if !done => {
                 self.names.unnamed = None;
                 self.forget_unnamed();
@@ -418,6 +424,14 @@ impl Session {
                     self.take_effect(&class, done);
                 }
             }
+        }
+    }
+
+    /// The console shows how many statements the client and its server hold.
+    fn count_statements(&self) {
+        self.card.client.prepared.store(self.names.len(), Ordering::Relaxed);
+        if let Some(server) = &self.server {
+            server.control.prepared.store(server.prepared.len(), Ordering::Relaxed);
         }
     }
 

@@ -166,6 +166,11 @@ impl Names {
         *self = Self::default();
     }
 
+    /// How many the client holds.
+    pub(super) fn len(&self) -> usize {
+        self.given.as_ref().map_or(0, |given| given.held.len())
+    }
+
     /// The statements that have names.
     pub(super) fn held(&self) -> impl Iterator<Item = &Arc<Statement>> {
         self.given.iter().flat_map(|given| given.held.values())

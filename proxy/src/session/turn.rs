@@ -46,6 +46,8 @@ pub(super) enum End {
     Violation(String),
     /// We end it.
     SentAway(Denial),
+    /// Another process has its connections.
+    HandedOver,
 }
 
 impl Session {
@@ -55,10 +57,14 @@ impl Session {
         let scratch = &mut **worker.scratch.borrow_mut();
         self.card.register(cx.waker());
         loop {
+            let suspended = self.given != 0 || self.worker.shared.is_suspended();
+            if suspended && let Some(poll) = self.poll_suspended() {
+                return poll;
+            }
             if let Some(denial) = self.card.kill() {
                 return Poll::Ready(Turn::End(End::SentAway(denial)));
             }
-            if let Err(turn) = self.pump_client(cx, scratch) {
+            if let Err(turn) = self.pump_client(cx, scratch, suspended) {
                 return Poll::Ready(turn);
             }
             match self.pump_server(cx, scratch) {
@@ -79,9 +85,9 @@ impl Session {
     }
 
     /// Client to server, until one of the two has to be waited for.
-    fn pump_client(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Result<(), Turn> {
+    fn pump_client(&mut self, cx: &mut Context<'_>, scratch: &mut [u8], suspended: bool) -> Result<(), Turn> {
         loop {
-            if !self.may_read_client(cx)? || self.worker.shared.is_suspended() {
+            if !self.may_read_client(cx)? || suspended {
                 return Ok(());
             }
             if self.client_rest_is_fresh {

@@ -1,0 +1,105 @@
+//! `-R`: a new process takes the place of the old one, and goes on with its clients; those that cannot be carried over stay with the old
+//! process until they leave.
+
+use std::time::Duration;
+
+use harness::endpoint::{say, value};
+use harness::pgbouncer::{PgBouncer, show};
+use harness::postgres::{Node, Programs};
+use tokio_postgres::{Client, NoTls};
+
+const USERS: &str = "\"admin\" \"admin-secret\"\n\"app\" \"app-secret\"\n";
+const SETTINGS: &str = "pool_mode = transaction\nauth_type = scram-sha-256\nmax_prepared_statements = 100\n";
+
+async fn started(settings: &str) -> (Node, PgBouncer) {
+    let node = Node::primary(&Programs::installed()).await;
+    let databases = format!("app = host=127.0.0.1 port={} pool_size=5", node.port());
+    let bouncer = PgBouncer::start(&databases, &format!("{SETTINGS}{settings}"), USERS).await;
+    (node, bouncer)
+}
+
+async fn app(bouncer: &PgBouncer) -> Client {
+    bouncer.endpoint("app", "app-secret", "app").client().await
+}
+
+async fn simple(client: &Client, sql: &str) -> String {
+    value(client, sql).await
+}
+
+/// The clients of the database that this process has.
+async fn clients(bouncer: &PgBouncer) -> usize {
+    let console = bouncer.console().await;
+    let is_app = |row: &&Vec<(String, String)>| row.contains(&("database".to_owned(), "app".to_owned()));
+    show(&console, "CLIENTS").await.iter().filter(is_app).count()
+}
+
+#[test]
+fn clients_go_on_with_the_new_process() {
+    harness::run(120, async {
+        let (_node, mut bouncer) = started("").await;
+        let (idle, open, broken, busy, prepared) =
+            (app(&bouncer).await, app(&bouncer).await, app(&bouncer).await, app(&bouncer).await, app(&bouncer).await);
+        idle.batch_execute("SET TimeZone = 'Asia/Tokyo'; SET application_name = 'stays'").await.expect("it is taken");
+        open.batch_execute("BEGIN; CREATE TEMP TABLE mine (a int)").await.expect("a transaction");
+        let backend = simple(&open, "SELECT pg_backend_pid()").await;
+        broken.batch_execute("BEGIN").await.expect("a transaction");
+        broken.batch_execute("SELECT 1/0").await.expect_err("it fails");
+        let statement = prepared.prepare("SELECT 40 + $1::int").await.expect("it is prepared");
+        let running = tokio::spawn(async move {
+            let answer = simple(&busy, "SELECT 'done' FROM pg_sleep(3)").await;
+            (busy, answer)
+        });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+
+        let mut old = bouncer.hand_over().await;
+
+        assert_eq!(clients(&bouncer).await, 3, "those that could be carried over: {}", bouncer.log());
+        let shown =
+            simple(&idle, "SELECT current_setting('TimeZone') || ' ' || current_setting('application_name')").await;
+        assert_eq!(shown, "Asia/Tokyo stays");
+        assert_eq!(simple(&open, "SELECT pg_backend_pid()").await, backend, "the same transaction");
+        open.batch_execute("INSERT INTO mine VALUES (1); COMMIT").await.expect("it goes on");
+        let error = broken.batch_execute("SELECT 1").await.expect_err("the transaction has failed");
+        assert!(say(&error).contains("aborted"), "{}", say(&error));
+        broken.batch_execute("ROLLBACK").await.expect("it ends");
+        assert_eq!(simple(&broken, "SELECT 2").await, "2");
+        let answer = prepared.query_one(&statement, &[&2]).await.expect("it stays where its statement is");
+        assert_eq!(answer.get::<_, i32>(0), 42);
+
+        // a key that the old process has given out
+        let token = idle.cancel_token();
+        let cancelled = tokio::spawn(async move { idle.batch_execute("SELECT pg_sleep(60)").await });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        token.cancel_query(NoTls).await.expect("it is delivered");
+        let error = cancelled.await.expect("no panic").expect_err("it was cancelled");
+        assert!(say(&error).contains("canceling statement"), "{}", say(&error));
+
+        let newcomer = app(&bouncer).await;
+        newcomer.batch_execute("SELECT 1").await.expect("others come to the new one");
+        let (busy, answer) = running.await.expect("no panic");
+        assert_eq!(answer, "done");
+        assert!(old.try_wait().expect("a child can be asked").is_none(), "the old one has clients still");
+        drop((busy, prepared));
+        assert!(harness::pgbouncer::ended(&mut old).await.success());
+        newcomer.batch_execute("SELECT 1").await.expect("the new one stays");
+        open.batch_execute("SELECT 1").await.expect("and what it was given");
+        assert!(bouncer.folder().path().join(format!(".s.PGSQL.{}", bouncer.port())).exists());
+    });
+}
+
+#[test]
+fn who_was_given_twice_goes_on() {
+    harness::run(120, async {
+        let (_node, mut bouncer) = started("pool_mode = session\n").await;
+        let client = app(&bouncer).await;
+        client
+            .batch_execute("CREATE TEMP TABLE mine (a int); INSERT INTO mine VALUES (7)")
+            .await
+            .expect("its own table");
+        for _ in 0..2 {
+            let mut old = bouncer.hand_over().await;
+            assert!(harness::pgbouncer::ended(&mut old).await.success(), "nobody is left there");
+            assert_eq!(simple(&client, "SELECT a FROM mine").await, "7", "its session goes on");
+        }
+    });
+}
