@@ -1,6 +1,7 @@
 //! `-R`: a new process takes the place of the old one, and goes on with its clients; those that cannot be carried over stay with the old
 //! process until they leave.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use harness::endpoint::{say, value};
@@ -101,5 +102,34 @@ fn who_was_given_twice_goes_on() {
             assert!(harness::pgbouncer::ended(&mut old).await.success(), "nobody is left there");
             assert_eq!(simple(&client, "SELECT a FROM mine").await, "7", "its session goes on");
         }
+    });
+}
+
+#[test]
+#[ignore = "needs PgBouncer itself: make differential"]
+fn pgbouncer_gives_its_clients_to_pgsteady() {
+    harness::run(120, async {
+        let pgbouncer = PathBuf::from(std::env::var_os("PGBOUNCER").expect("PGBOUNCER names the program"));
+        let node = Node::primary(&Programs::installed()).await;
+        let databases = format!("app = host=127.0.0.1 port={}", node.port());
+        let settings = SETTINGS.replace("transaction", "session");
+        let mut bouncer = PgBouncer::start_program(Some(&pgbouncer), &databases, &settings, USERS).await;
+        let (idle, open, busy) = (app(&bouncer).await, app(&bouncer).await, app(&bouncer).await);
+        open.batch_execute("SET TimeZone = 'Asia/Tokyo'; BEGIN").await.expect("a transaction");
+        let backend = simple(&open, "SELECT pg_backend_pid()").await;
+        let running = tokio::spawn(async move {
+            let answer = simple(&busy, "SELECT 'done' FROM pg_sleep(3)").await;
+            (busy, answer)
+        });
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut old = bouncer.hand_over().await;
+        assert!(harness::pgbouncer::ended(&mut old).await.success(), "PgBouncer ends");
+        assert_eq!(simple(&open, "SELECT pg_backend_pid()").await, backend, "the same transaction");
+        open.batch_execute("COMMIT").await.expect("it goes on");
+        assert_eq!(simple(&open, "SHOW TimeZone").await, "Asia/Tokyo");
+        assert_eq!(simple(&idle, "SELECT 2").await, "2");
+        let (busy, answer) = running.await.expect("no panic");
+        assert_eq!(answer, "done", "the answer to what PgBouncer had passed on");
+        assert_eq!(simple(&busy, "SELECT 3").await, "3");
     });
 }

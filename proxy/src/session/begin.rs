@@ -85,7 +85,6 @@ impl Session {
             always_resets: given.is_some_and(|given| given.server_reset_query_always != 0),
             refuses_queries: given.is_some_and(|given| given.disable_pqexec != 0),
             was_hit: false,
-            given: 0,
             begun: (None, None),
             pools: vec![None; entry.nodes],
             user: entry.user_of(&identity.user),

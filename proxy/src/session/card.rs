@@ -20,6 +20,8 @@ pub(crate) struct Card {
     clock: Arc<Clock>,
     kill: RefCell<Option<Denial>>,
     killed: Cell<bool>,
+    /// At which time of asking the session gave its connections to the next process; 0: it did not.
+    pub(super) given: Cell<u32>,
     /// When the query in work was begun; nothing if none is.
     query: Cell<Option<Moment>>,
     /// When the transaction in work was begun.
@@ -36,6 +38,7 @@ impl Card {
             clock: worker.shared.clock.clone(),
             kill: RefCell::new(None),
             killed: Cell::new(false),
+            given: Cell::new(0),
             query: Cell::new(None),
             transaction: Cell::new(None),
             waker: RefCell::new(None),

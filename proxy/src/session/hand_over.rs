@@ -25,7 +25,7 @@ impl Session {
     pub(super) fn poll_suspended(&mut self) -> Option<Poll<Turn>> {
         let shared = self.worker.shared.clone();
         let handover = &shared.handover;
-        if handover.is_turn(self.given) {
+        if handover.is_turn(self.card.given.get()) {
             if handover.is_over() {
                 return Some(Poll::Ready(Turn::End(End::HandedOver)));
             }
@@ -33,12 +33,12 @@ impl Session {
                 return Some(Poll::Pending);
             }
         }
-        self.given = 0;
+        self.card.given.set(0);
         if !handover.is_asked() {
             return None;
         }
         let gives = self.gives().unwrap_or_default();
-        self.given = handover.answer(self.card.client.id, gives)?;
+        self.card.given.set(handover.answer(self.card.client.id, gives)?);
         Some(Poll::Pending)
     }
 

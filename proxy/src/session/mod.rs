@@ -125,8 +125,6 @@ pub(crate) struct Session {
     logs_in: bool,
     /// It may not send simple queries.
     refuses_queries: bool,
-    /// At which time of asking it gave its connections to the next process; 0: it did not.
-    given: u32,
     /// Its servers are reset after each transaction.
     always_resets: bool,
     /// A cancel request went to the server that goes back.

@@ -57,7 +57,7 @@ impl Session {
         let scratch = &mut **worker.scratch.borrow_mut();
         self.card.register(cx.waker());
         loop {
-            let suspended = self.given != 0 || self.worker.shared.is_suspended();
+            let suspended = self.card.given.get() != 0 || self.worker.shared.is_suspended();
             if suspended && let Some(poll) = self.poll_suspended() {
                 return poll;
             }
