@@ -23,6 +23,7 @@ need libpam0g-dev has_file '/usr/include/security/pam_appl.h'
 need postgresql has_file '/usr/lib/postgresql/*/bin/pg_rewind'
 case $purpose in
     test)
+        need dnsmasq-base command -v dnsmasq
         need python3-venv python3 -c 'import ensurepip, venv'
         need default-jdk-headless command -v javac
         need libpostgresql-jdbc-java has_file '/usr/share/java/postgresql.jar'

@@ -1,18 +1,25 @@
 //! The addresses of servers' host names, remembered for as long as PgBouncer's `dns_max_ttl` and `dns_nxdomain_ttl` say. For
 //! `pgsteady.toml` nothing is remembered: servers are seldom opened, and a resolver has a cache where one is wanted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::net::lookup_host;
+use tokio::time::sleep;
 
 use crate::pgbouncer::Settings;
+use crate::pgbouncer::log::{Level, say};
+use crate::shared::Shared;
+use crate::zones;
 
 /// Names that are remembered; the one that is asked for again soonest makes room for another.
 const MAX_HOSTS: usize = 10_000;
+
+/// Between two looks whether zones are to be watched.
+const NOT_ASKED: Duration = Duration::from_secs(1);
 
 /// How long an answer is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +43,8 @@ pub(crate) struct Hosts {
     known: Mutex<BTreeMap<Box<str>, Known>>,
     /// Those whose addresses are not the same as before, until housekeeping has looked.
     changed: Mutex<Vec<Box<str>>>,
+    /// The serial numbers of the zones that are watched, as far as a name server says one.
+    zones: Mutex<BTreeMap<Box<str>, Option<u32>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -65,6 +74,11 @@ impl Hosts {
         if let Some(answer) = self.remembered(host, Instant::now()) {
             return answer.map_err(io::Error::other);
         }
+        self.look_up(host, ttl).await
+    }
+
+    /// Asks the system's resolver, whatever is remembered.
+    async fn look_up(&self, host: &str, ttl: Option<Ttl>) -> io::Result<Vec<IpAddr>> {
         let found = lookup_host((host, 0)).await.map(|found| found.map(|address| address.ip()).collect::<Vec<_>>());
         if let Some(ttl) = ttl {
             let answer = found.as_ref().map(Vec::clone).map_err(ToString::to_string);
@@ -103,6 +117,35 @@ impl Hosts {
         known.insert(host.into(), Known { answer, until: now + good_for });
     }
 
+    /// Asks for the serial number of each zone that has names, and looks the names of those up again that have changed.
+    pub(crate) async fn check_zones(&self, ttl: Ttl) {
+        let names: Vec<Box<str>> = lock(&self.known).keys().cloned().collect();
+        let found: BTreeSet<&str> = names.iter().filter_map(|host| zones::of(host)).collect();
+        lock(&self.zones).retain(|zone, _| found.contains(&**zone));
+        for zone in found {
+            let serial = zones::serial(zone).await;
+            if let Err(why) = &serial {
+                tracing::debug!(zone, why, "the serial number of a zone is not to be had");
+            }
+            let before = lock(&self.zones).insert(zone.into(), serial.clone().ok()).flatten();
+            if let (Some(before), Ok(now)) = (before, serial)
+                && before != now
+            {
+                say(Level::Log, format_args!("zone '{zone}' serial changed: old={before} new={now}"));
+                for host in names.iter().filter(|host| zones::of(host) == Some(zone)) {
+                    let _ = self.look_up(host, Some(ttl)).await;
+                }
+            }
+        }
+    }
+
+    /// The zones that are watched: their names, serial numbers and how many names are known of each.
+    pub(crate) fn zones(&self) -> Vec<(Box<str>, u32, usize)> {
+        let known = lock(&self.known);
+        let count = |zone: &str| known.keys().filter(|host| zones::of(host) == Some(zone)).count();
+        lock(&self.zones).iter().map(|(zone, serial)| (zone.clone(), serial.unwrap_or(0), count(zone))).collect()
+    }
+
     /// Hosts that have moved since this was asked last: their servers are not to be lent again.
     pub(crate) fn take_changed(&self) -> Vec<Box<str>> {
         std::mem::take(&mut *lock(&self.changed))
@@ -119,6 +162,21 @@ impl Hosts {
             addresses: known.answer.clone().unwrap_or_default(),
         });
         remembered.collect()
+    }
+}
+
+/// Watches the zones of servers' names, as often as PgBouncer's setting says; never ends there.
+pub(crate) async fn watch_zones(shared: Arc<Shared>) {
+    loop {
+        let config = shared.config();
+        let Some(settings) = config.dialect.pgbouncer().map(|loaded| &loaded.settings) else { return };
+        let period = settings.dns_zone_check_period.duration();
+        if period.is_zero() {
+            sleep(NOT_ASKED).await;
+        } else {
+            sleep(period).await;
+            shared.hosts.check_zones(Ttl::of(settings)).await;
+        }
     }
 }
 

@@ -36,3 +36,4 @@ mod systemd;
 pub mod tls;
 mod wire;
 mod worker;
+mod zones;

@@ -14,6 +14,7 @@ use crate::check;
 use crate::config::{Change, Config};
 use crate::console::Order;
 use crate::counts::Ending;
+use crate::hosts::watch_zones;
 use crate::listener::{self, Bound, Part, SocketFile};
 use crate::pgbouncer::{Carried, Inheritance};
 use crate::session::carry_on;
@@ -205,6 +206,7 @@ fn run_worker(
         }
         if index == 0 {
             shared.open_forced_pools();
+            tokio::task::spawn_local(watch_zones(shared.clone()));
             let shared = shared.clone();
             tokio::task::spawn_local(async move { shared.tls.watch_files().await });
         }

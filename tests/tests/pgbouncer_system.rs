@@ -2,9 +2,11 @@
 //! program sees files of the test's own in the place of the system's, in a mount namespace.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use harness::endpoint::value;
@@ -12,8 +14,8 @@ use harness::folder::{Folder, give};
 use harness::pgbouncer::{PgBouncer, at, show, shown};
 use harness::pgsteady::program;
 use harness::postgres::{Node, Programs};
-use harness::wait_for;
 use harness::wire::{Raw, startup};
+use harness::{process, wait_for};
 
 const USERS: &str = "\"admin\" \"admin-secret\"\n\"app\" \"app-secret\"\n";
 const SOON: Duration = Duration::from_secs(10);
@@ -216,5 +218,82 @@ fn the_journal_gets_lines_with_their_levels() {
             complaint = entry();
         }
         assert!(complaint.starts_with("PRIORITY=4\n") && complaint.ends_with("authentication failed\n"), "{complaint}");
+    });
+}
+
+/// The name server of `zone.test`, in which `db` has these addresses.
+struct NameServer(Child);
+
+impl NameServer {
+    async fn start(at: Ipv4Addr, serial: u32, addresses: &[&str]) -> Self {
+        assert!(nix::unistd::Uid::effective().is_root(), "a name server's port needs root: run this test as root");
+        let mut command = process::bound_to_us(Path::new("dnsmasq"));
+        command.args([
+            "--no-daemon",
+            "--conf-file=/dev/null",
+            "--no-resolv",
+            "--no-hosts",
+            "--bind-interfaces",
+            "--pid-file=",
+        ]);
+        command.args(["--user=root", "--auth-zone=zone.test", "--auth-ttl=1"]);
+        command.arg(format!("--listen-address={at}")).arg(format!("--auth-server=ns.zone.test,{at}"));
+        command.arg(format!("--auth-soa={serial}"));
+        command.args(addresses.iter().map(|address| format!("--host-record=db.zone.test,{address}")));
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        let mut server = Self(command.spawn().expect("dnsmasq can be run"));
+        process::listens(&mut server.0, (at, 53).into(), SOON, String::new).await;
+        server
+    }
+}
+
+impl Drop for NameServer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn names_of_a_zone_that_changed_are_looked_up_before_their_time() {
+    harness::run(60, async {
+        let [_, _, low, lowest] = std::process::id().to_be_bytes();
+        let at = Ipv4Addr::new(127, 53, low, lowest | 1);
+        let folder = Folder::new("zones");
+        let resolver = folder.write("resolv.conf", &format!("nameserver {at}\n"));
+        let program = seeing(&folder, &resolver, "$(readlink -f /etc/resolv.conf)");
+        let node = Node::primary(&Programs::installed()).await;
+        let databases = format!("app = host=db.zone.test port={}", node.port());
+        let first = NameServer::start(at, 41, &["127.0.0.1"]).await;
+        let settings = "auth_type = trust\ndns_max_ttl = 300\ndns_zone_check_period = 1\n";
+        let bouncer = started(&program, &node, &databases, settings).await;
+        let console = bouncer.console().await;
+        assert!(show(&console, "DNS_ZONES").await.is_empty(), "no name is known yet");
+        let client = bouncer.endpoint("app", "app-secret", "app").client().await;
+        let backend = value(&client, "SELECT pg_backend_pid()").await;
+        let zone = |serial: &'static str| {
+            let console = &console;
+            move || async move {
+                let zones = show(console, "DNS_ZONES").await;
+                zones.iter().flatten().any(|(_, value)| value == serial).then_some(())
+            }
+        };
+        wait_for("the first look at the zone", SOON, zone("41")).await;
+        assert_eq!(shown(&console, "DNS_ZONES", "zonename", "zone.test", "count").await, "1");
+        assert_eq!(shown(&console, "LISTS", "list", "dns_zones", "items").await, "1");
+        assert_eq!(value(&client, "SELECT pg_backend_pid()").await, backend);
+
+        drop(first);
+        let _second = NameServer::start(at, 42, &["127.0.0.1", "127.0.0.2"]).await;
+        wait_for("the new serial number", SOON, zone("42")).await;
+        bouncer.logged(0, "zone 'zone.test' serial changed: old=41 new=42").await;
+        let moved = || async {
+            let hosts = show(&console, "DNS_HOSTS").await;
+            hosts.iter().flatten().any(|(_, value)| value.contains("127.0.0.2:0")).then_some(())
+        };
+        wait_for("the new address", SOON, moved).await;
+        let closed =
+            || async { bouncer.log().contains("closing because: database configuration changed").then_some(()) };
+        wait_for("the server of the old address to go", SOON, closed).await;
     });
 }

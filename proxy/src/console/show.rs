@@ -71,7 +71,7 @@ pub(super) fn table(
         "lists" => lists(shared),
         "mem" => Table::new(&[("name", Text), ("size", Int4), ("used", Int4), ("free", Int4), ("memtotal", Int4)]),
         "dns_hosts" => hosts(shared),
-        "dns_zones" => Table::new(&[("zonename", Text), ("serial", Int8), ("count", Int4)]),
+        "dns_zones" => zones(shared),
         "clients" => sockets::clients(shared),
         "servers" => sockets::servers(shared),
         "sockets" => sockets::all(shared, false),
@@ -385,7 +385,7 @@ fn lists(shared: &Shared) -> Table {
         ("free_servers", 0),
         ("used_servers", servers),
         ("dns_names", shared.hosts.all().len()),
-        ("dns_zones", 0),
+        ("dns_zones", shared.hosts.zones().len()),
         ("dns_queries", 0),
         ("dns_pending", 0),
     ] {
@@ -400,6 +400,14 @@ fn hosts(shared: &Shared) -> Table {
         let with_port = |address: &IpAddr| SocketAddr::new(*address, 0).to_string(); // as PgBouncer shows them
         let addresses: Vec<String> = known.addresses.iter().map(with_port).collect();
         table.push(vec![known.host.as_ref().into(), known.left.as_secs().into(), addresses.join(",").into()]);
+    }
+    table
+}
+
+fn zones(shared: &Shared) -> Table {
+    let mut table = Table::new(&[("zonename", Text), ("serial", Int8), ("count", Int4)]);
+    for (zone, serial, names) in shared.hosts.zones() {
+        table.push(vec![zone.as_ref().into(), u64::from(serial).into(), names.into()]);
     }
     table
 }

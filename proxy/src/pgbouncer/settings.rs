@@ -116,7 +116,7 @@ settings! {
     disable_pqexec: i32 = "0", boot;
     dns_max_ttl: Seconds = "15", live;
     dns_nxdomain_ttl: Seconds = "15", live;
-    dns_zone_check_period: Seconds = "0", live, "there is no c-ares: names are asked of the system's resolver";
+    dns_zone_check_period: Seconds = "0", live;
     idle_transaction_timeout: Seconds = "0", live;
     ignore_startup_parameters: String = "", live;
     job_name: String = "pgbouncer", boot, "it names a service of Windows";
