@@ -75,8 +75,16 @@ impl PgBouncer {
 
     /// Another process with `-R`, which takes the place of this one; the old process.
     pub async fn hand_over(&mut self) -> Child {
+        self.hand_over_to(None).await
+    }
+
+    /// The same, to PgBouncer itself if its program is given.
+    pub async fn hand_over_to(&mut self, theirs: Option<&Path>) -> Child {
         let before = self.log().matches("process up").count();
-        let old = std::mem::replace(&mut self.process, launch(&self.folder.path().join("pgbouncer.ini"), &["-R"]));
+        let file = self.folder.path().join("pgbouncer.ini");
+        let ours = || launch(&file, &["-R"]);
+        let new = theirs.map_or_else(ours, |theirs| run(process::bound_to_us(theirs), &file, &["-R"]));
+        let old = std::mem::replace(&mut self.process, new);
         let ups = || self.log().matches("process up").count();
         let up = || async { (ups() > before).then_some(()) };
         wait_for("the new process", LIMIT, up).await;

@@ -34,6 +34,11 @@ async fn clients(bouncer: &PgBouncer) -> usize {
     show(&console, "CLIENTS").await.iter().filter(is_app).count()
 }
 
+/// PgBouncer itself.
+fn pgbouncer() -> PathBuf {
+    std::env::var_os("PGBOUNCER").expect("PGBOUNCER names the program").into()
+}
+
 #[test]
 fn clients_go_on_with_the_new_process() {
     harness::run(120, async {
@@ -109,7 +114,7 @@ fn who_was_given_twice_goes_on() {
 #[ignore = "needs PgBouncer itself: make differential"]
 fn pgbouncer_gives_its_clients_to_pgsteady() {
     harness::run(120, async {
-        let pgbouncer = PathBuf::from(std::env::var_os("PGBOUNCER").expect("PGBOUNCER names the program"));
+        let pgbouncer = pgbouncer();
         let node = Node::primary(&Programs::installed()).await;
         let databases = format!("app = host=127.0.0.1 port={}", node.port());
         let settings = SETTINGS.replace("transaction", "session");
@@ -131,5 +136,23 @@ fn pgbouncer_gives_its_clients_to_pgsteady() {
         let (busy, answer) = running.await.expect("no panic");
         assert_eq!(answer, "done", "the answer to what PgBouncer had passed on");
         assert_eq!(simple(&busy, "SELECT 3").await, "3");
+    });
+}
+
+#[test]
+#[ignore = "needs PgBouncer itself: make differential"]
+fn pgsteady_gives_its_clients_to_pgbouncer() {
+    harness::run(120, async {
+        let (_node, mut bouncer) = started("").await;
+        let (idle, open) = (app(&bouncer).await, app(&bouncer).await);
+        idle.batch_execute("SET TimeZone = 'Asia/Tokyo'").await.expect("it is taken");
+        open.batch_execute("BEGIN").await.expect("a transaction");
+        let backend = simple(&open, "SELECT pg_backend_pid()").await;
+        let mut old = bouncer.hand_over_to(Some(&pgbouncer())).await;
+        assert!(harness::pgbouncer::ended(&mut old).await.success(), "it ends");
+        assert_eq!(simple(&open, "SELECT pg_backend_pid()").await, backend, "the same transaction");
+        open.batch_execute("COMMIT").await.expect("it goes on");
+        assert_eq!(simple(&idle, "SHOW TimeZone").await, "Asia/Tokyo");
+        assert_eq!(simple(&app(&bouncer).await, "SELECT 1").await, "1", "others come");
     });
 }
