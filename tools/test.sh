@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 PGSTEADY_TEST_DIR=$(mktemp -d /tmp/pgsteady-test.XXXXXX)
 export PGSTEADY_TEST_DIR
 chmod 711 "$PGSTEADY_TEST_DIR"
-trap 'rm -rf "$PGSTEADY_TEST_DIR"' EXIT
+trap 'rm -rf "$PGSTEADY_TEST_DIR" "$PGSTEADY_TEST_DIR.log"' EXIT
 [ -z "${CI:-}" ] || export CARGO_INCREMENTAL=0
 
 started=$SECONDS
@@ -28,4 +28,13 @@ stage build cargo build --workspace --bins --locked
 stage "build tests" cargo test --workspace --locked --no-run --quiet
 stage clippy cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
 stage documentation env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet
-stage tests cargo test --workspace --locked --no-fail-fast
+# What failed stands at the end as well, where whoever reads a long log looks first.
+tests() {
+    local log=$PGSTEADY_TEST_DIR.log
+    cargo test --workspace --locked --no-fail-fast 2>&1 | tee "$log" || {
+        echo "== what failed"
+        grep -E -A 4 "panicked at|^test .* FAILED" "$log" | grep -v "^stack backtrace:\|^note:" | tail -n 60
+        return 1
+    }
+}
+stage tests tests

@@ -4,8 +4,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use harness::certificates::Certificate;
 use harness::endpoint::{say, value};
-use harness::pgbouncer::{PgBouncer, show};
+use harness::folder::Folder;
+use harness::pgbouncer::{PgBouncer, client_tls, show, shown};
 use harness::postgres::{Node, Programs};
 use tokio_postgres::{Client, NoTls};
 
@@ -107,6 +109,67 @@ fn who_was_given_twice_goes_on() {
             assert!(harness::pgbouncer::ended(&mut old).await.success(), "nobody is left there");
             assert_eq!(simple(&client, "SELECT a FROM mine").await, "7", "its session goes on");
         }
+    });
+}
+
+#[test]
+fn a_user_who_was_looked_up_goes_on_and_tls_stays_where_it_is() {
+    harness::run(120, async {
+        let folder = Folder::new("tls");
+        let pair = Certificate::authority("ours").sign("localhost").write(&folder, "server");
+        let users = format!("{USERS}\"steady\" \"steady-secret\"\n");
+        let settings = format!("{SETTINGS}auth_user = steady\n{}", client_tls("allow", &pair));
+        let (_node, mut bouncer) = PgBouncer::with_node("app = $", &settings, &users).await;
+        let looked = bouncer.endpoint("other", "other-secret", "app").client().await;
+        assert_eq!(simple(&looked, "SELECT current_user").await, "other");
+        let conninfo =
+            format!("host=127.0.0.1 port={} user=app password=app-secret dbname=app sslmode=require", bouncer.port());
+        let mut psql = tokio::process::Command::new("psql");
+        psql.args([
+            "-XAtq",
+            "-d",
+            &conninfo,
+            "-c",
+            "SELECT 'encrypted'",
+            "-c",
+            "\\! sleep 2",
+            "-c",
+            "SELECT 'still here'",
+        ]);
+        let psql = tokio::spawn(psql.kill_on_drop(true).output());
+        bouncer.logged(0, "db=app user=app tls=TLSv1.").await;
+
+        let mut old = bouncer.hand_over().await;
+
+        // the new process has no server yet: it opens one with the keys of the client's own login
+        let console = bouncer.console().await;
+        assert_eq!(shown(&console, "CLIENTS", "database", "app", "user").await, "other");
+        assert_eq!(simple(&looked, "SELECT current_user").await, "other");
+        let told = psql.await.expect("no panic").expect("psql can be run");
+        assert_eq!(String::from_utf8_lossy(&told.stdout), "encrypted\nstill here\n");
+        assert!(harness::pgbouncer::ended(&mut old).await.success());
+    });
+}
+
+#[test]
+fn sockets_and_secrets_are_for_a_successor_alone() {
+    harness::run(60, async {
+        let (_node, bouncer) = started("").await;
+        let client = app(&bouncer).await;
+        client.batch_execute("SELECT 1").await.expect("a query");
+        let console = bouncer.console().await;
+        for suspends in [false, true] {
+            if suspends {
+                console.simple_query("SUSPEND").await.expect("it is suspended");
+            }
+            let rows = show(&console, "FDS").await;
+            assert!(rows.iter().all(|row| row.contains(&("task".to_owned(), "pooler".to_owned()))), "{rows:?}");
+            assert!(!rows.is_empty());
+        }
+        let refused = console.simple_query("SHUTDOWN HANDED_OVER").await.expect_err("nobody has anything");
+        assert!(say(&refused).contains("nothing was handed over"), "{}", say(&refused));
+        console.simple_query("RESUME").await.expect("it goes on");
+        assert_eq!(simple(&client, "SELECT 2").await, "2");
     });
 }
 
