@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harness::certificates::Certificate;
 use harness::endpoint::{say, value};
-use harness::folder::Folder;
+use harness::folder::{self, Folder};
 use harness::pgbouncer::{PgBouncer, client_tls, show, shown};
 use harness::postgres::{Node, Programs};
 use tokio_postgres::{Client, NoTls};
@@ -170,6 +170,32 @@ fn sockets_and_secrets_are_for_a_successor_alone() {
         assert!(say(&refused).contains("nothing was handed over"), "{}", say(&refused));
         console.simple_query("RESUME").await.expect("it goes on");
         assert_eq!(simple(&client, "SELECT 2").await, "2");
+    });
+}
+
+#[test]
+fn all_go_on_when_the_successor_does_not_come() {
+    harness::run(60, async {
+        let (_node, bouncer) = started("").await;
+        let (idle, open) = (app(&bouncer).await, app(&bouncer).await);
+        open.batch_execute("BEGIN").await.expect("a transaction");
+        let mut psql = tokio::process::Command::new("setpriv");
+        if let Some(account) = folder::account() {
+            psql.args([
+                format!("--reuid={}", account.uid),
+                format!("--regid={}", account.gid),
+                "--clear-groups".to_owned(),
+            ]);
+        }
+        let place = format!("host={} port={}", bouncer.folder().path().display(), bouncer.port());
+        let conninfo = format!("{place} user=pgbouncer dbname=pgbouncer");
+        psql.args(["psql", "-XAt", "-d", &conninfo, "-c", "SUSPEND", "-c", "SHOW FDS"]);
+        let told = psql.output().await.expect("psql can be run");
+        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        assert_eq!(told.matches("|client|app|app|").count(), 2, "{told}");
+        assert_eq!(told.matches("|server|app|app|").count(), 1, "{told}");
+        open.batch_execute("COMMIT").await.expect("it goes on where it was");
+        assert_eq!(simple(&idle, "SELECT 2").await, "2");
     });
 }
 
