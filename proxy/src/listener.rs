@@ -15,7 +15,7 @@ use nix::unistd::Group;
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
-use crate::config::{Config, Dialect, Listen};
+use crate::config::{Config, Dialect, Listen, ListenAddress};
 use crate::pgbouncer::errno_text;
 use crate::pgbouncer::log::{Level, say};
 use crate::socket::set_defer_accept;
@@ -138,7 +138,9 @@ pub(crate) fn bind(config: &Config, workers: usize, inherited: Vec<Passed>) -> R
     }
     let is_pgbouncer = config.dialect.pgbouncer().is_some();
     for address in &config.listen.address {
-        let resolved = address.resolve().map_err(|error| format!("cannot listen on {address}: {error}"))?;
+        let resolved = address.resolve().map_err(|error| {
+            if is_pgbouncer { not_found(address, &error) } else { format!("cannot listen on {address}: {error}") }
+        })?;
         for address in resolved {
             match bound.tcp(address, &config.listen, &TcpOptions::of(config)) {
                 Ok(address) => listening(config, format_args!("{address}")),
@@ -150,9 +152,15 @@ pub(crate) fn bind(config: &Config, workers: usize, inherited: Vec<Passed>) -> R
             }
         }
     }
+    if bound.addresses.is_empty()
+        && let Some(loaded) = config.dialect.pgbouncer().filter(|loaded| !loaded.settings.listen_addr.is_empty())
+    {
+        let addresses = &loaded.settings.listen_addr;
+        return Err(format!("failed to listen on any address in listen_addr list: {addresses}"));
+    }
     if let Some(file) = socket_file(config, &bound) {
         let listener = bind_unix(&file, &config.listen)
-            .map_err(|error| format!("cannot listen on {}: {error}", file.display()))?;
+            .map_err(|error| if is_pgbouncer { no_unix_socket(&file, &error) } else { cannot_listen(&file, &error) })?;
         bound.socket_file = Some(SocketFile::new(file.clone()));
         bound.workers[0].1.push(listener);
         listening(config, format_args!("unix:{}", file.display()));
@@ -168,6 +176,46 @@ fn socket_file(config: &Config, bound: &Bound) -> Option<PathBuf> {
     let first = bound.addresses.first().map_or(6432, SocketAddr::port);
     let port = config.listen.unix_socket_port.unwrap_or(first);
     config.listen.unix_socket_directory.as_ref().map(|directory| directory.join(format!(".s.PGSQL.{port}")))
+}
+
+fn cannot_listen(file: &Path, error: &io::Error) -> String {
+    format!("cannot listen on {}: {error}", file.display())
+}
+
+/// PgBouncer's words for a Unix socket that cannot be had.
+fn no_unix_socket(file: &Path, error: &io::Error) -> String {
+    if let Some(NoGroup(name)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        return format!("could not find group '{name}': Success");
+    }
+    let why = errno_text(error);
+    say(Level::Warning, format_args!("cannot listen on unix:{}: bind(): {why}", file.display()));
+    "failed to create unix socket".to_owned()
+}
+
+/// PgBouncer's words for a name that has no address; the numbers are glibc's (`getaddrinfo(3)`).
+fn not_found(place: &ListenAddress, error: &io::Error) -> String {
+    let text = error.to_string();
+    let why = text.rsplit(": ").next().unwrap_or_default();
+    let number = match why {
+        "Name or service not known" => -2,
+        "Temporary failure in name resolution" => -3,
+        "No address associated with hostname" => -5,
+        _ => -11,
+    };
+    let ListenAddress { host, port } = place;
+    format!("getaddrinfo('{host}', '{port}') = {why} [{number}]")
+}
+
+/// There is no such group.
+#[derive(Debug)]
+struct NoGroup(String);
+
+impl std::error::Error for NoGroup {}
+
+impl std::fmt::Display for NoGroup {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "there is no group {:?}", self.0)
+    }
 }
 
 fn listening(config: &Config, place: std::fmt::Arguments<'_>) {
@@ -222,7 +270,7 @@ fn bind_unix(file: &Path, options: &Listen) -> io::Result<std::os::unix::net::Un
     let listener = std::os::unix::net::UnixListener::bind(file)?;
     listener.set_nonblocking(true)?;
     if let Some(name) = &options.unix_socket_group {
-        let group = Group::from_name(name)?.ok_or_else(|| io::Error::other(format!("there is no group {name:?}")))?;
+        let group = Group::from_name(name)?.ok_or_else(|| io::Error::other(NoGroup(name.clone())))?;
         std::os::unix::fs::chown(file, None, Some(group.gid.as_raw()))?;
     }
     fs::set_permissions(file, fs::Permissions::from_mode(options.unix_socket_mode.into()))?;

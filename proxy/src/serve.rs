@@ -19,7 +19,7 @@ use crate::listener::{self, Bound, Part, SocketFile};
 use crate::pgbouncer::{Carried, Inheritance};
 use crate::session::carry_on;
 use crate::shared::Shared;
-use crate::tls::TlsState;
+use crate::tls::{TlsError, TlsState};
 use crate::worker::{Worker, work};
 
 /// Orders of the console that wait.
@@ -142,8 +142,8 @@ impl Proxy {
     ///
     /// # Errors
     /// What is wrong with them.
-    pub(crate) fn reload_tls(&self, config: &Config) -> Result<(), String> {
-        self.shared.tls.replace(config).map_err(|(_, error)| error.to_string())
+    pub(crate) fn reload_tls(&self, config: &Config) -> Result<(), TlsError> {
+        self.shared.tls.replace(config).map_err(|(_, error)| error)
     }
 
     /// Begins to stop: no new clients, and those that are here go at the end of their transactions. Dropping stops at once.

@@ -1,10 +1,10 @@
 //! Which method a client has to pass, by where it comes from and what for: the rules of an HBA file, as PgBouncer reads them
-//! (its manual, "HBA file format"). And the maps of an ident file, from names of certificates and of the operating system to
-//! users. What the methods do is in `client.rs`.
+//! (its manual, "HBA file format"). What the methods do is in `client.rs`.
 
 use std::net::IpAddr;
 
 use super::client::Came;
+use super::ident::Ident;
 
 /// Longest file that is read, in bytes.
 pub(super) const MAX_FILE_BYTES: u64 = 16 << 20;
@@ -76,21 +76,40 @@ pub(super) struct Rule {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Hba(Vec<Rule>);
 
-/// A line that is no rule.
-pub(super) type Bad = (usize, String);
+/// What is to be said of a line, in PgBouncer's words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Told {
+    /// It is no rule, and passed over.
+    Refused(String),
+    /// It is one that there is not here, and passed over.
+    Unsupported(String),
+    /// It is a rule, and its address has bits beyond its mask.
+    Odd(IpAddr, IpAddr),
+}
 
 impl Hba {
     /// Reads the rules; a line that is none is passed over, and told.
-    pub(super) fn parse(text: &str, read_file: impl Fn(&str) -> Option<String>) -> (Self, Vec<Bad>) {
-        let (mut rules, mut bad) = (Vec::new(), Vec::new());
+    pub(super) fn parse(
+        text: &str,
+        maps: &Ident,
+        read_file: impl Fn(&str) -> Option<String>,
+    ) -> (Self, Vec<(usize, Told)>) {
+        let (mut rules, mut told) = (Vec::new(), Vec::new());
         for (index, line) in text.lines().enumerate() {
-            match words(line).and_then(|words| rule(line, &words, &read_file)) {
-                Ok(Some(rule)) => rules.push(rule),
+            match words(line).map_err(Told::Refused).and_then(|words| rule(line, &words, maps, &read_file)) {
+                Ok(Some(rule)) => {
+                    if let Some((address, prefix)) = rule.network
+                        && within(address, prefix) != address
+                    {
+                        told.push((index + 1, Told::Odd(address, mask_of(address, prefix))));
+                    }
+                    rules.push(rule);
+                }
                 Ok(None) => {}
-                Err(why) => bad.push((index + 1, why)),
+                Err(why) => told.push((index + 1, why)),
             }
         }
-        (Self(rules), bad)
+        (Self(rules), told)
     }
 
     /// The first rule that is for this client.
@@ -130,13 +149,13 @@ impl Names {
 
 /// A word, and whether it stood in quotes: then it is a name and no keyword.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Word {
+pub(super) enum Word {
     Plain(String),
     Quoted(String),
     Comma,
 }
 
-fn words(line: &str) -> Result<Vec<Word>, String> {
+pub(super) fn words(line: &str) -> Result<Vec<Word>, String> {
     let mut words = Vec::new();
     let mut rest = line.trim_start();
     while let Some(first) = rest.chars().next() {
@@ -179,67 +198,106 @@ fn words(line: &str) -> Result<Vec<Word>, String> {
     Ok(words)
 }
 
-fn rule(line: &str, words: &[Word], read_file: &impl Fn(&str) -> Option<String>) -> Result<Option<Rule>, String> {
+fn rule(
+    line: &str,
+    words: &[Word],
+    maps: &Ident,
+    read_file: &impl Fn(&str) -> Option<String>,
+) -> Result<Option<Rule>, Told> {
+    let refused = |why: &str| Told::Refused(why.to_owned());
     let Some(first) = words.first() else { return Ok(None) };
     let way = match first {
-        Word::Plain(word) => match word.as_str() {
-            "local" => Way::Local,
-            "host" => Way::Host,
-            "hostssl" => Way::Ssl,
-            "hostnossl" => Way::NoSsl,
-            other => return Err(format!("unknown type: {other}")),
-        },
-        _ => return Err("unknown type".to_owned()),
+        Word::Plain(word) if word == "local" => Way::Local,
+        Word::Plain(word) if word == "host" => Way::Host,
+        Word::Plain(word) if word == "hostssl" => Way::Ssl,
+        Word::Plain(word) if word == "hostnossl" => Way::NoSsl,
+        _ => return Err(refused("unknown type")),
     };
     let mut rest = words.iter().skip(1).peekable();
     let databases = names(&mut rest, true, read_file)?;
     let users = names(&mut rest, false, read_file)?;
-    let mut plain = || match rest.next() {
-        Some(Word::Plain(word) | Word::Quoted(word)) => Some(word.as_str()),
-        _ => None,
-    };
-    let mut word = plain();
     let mut network = None;
     if way != Way::Local {
-        let address = word.ok_or("did not find address")?;
-        word = plain();
-        if address != "all" {
-            let (address, prefix) = match address.split_once('/') {
-                Some((address, prefix)) => (parse_ip(address)?, prefix.parse().map_err(|_| "invalid mask")?),
-                None => {
-                    let address = parse_ip(address)?;
-                    match word.and_then(|mask| mask.parse::<IpAddr>().ok()) {
-                        Some(mask) => {
-                            word = plain();
-                            (address, prefix_of(mask).ok_or("invalid mask")?)
-                        }
-                        None => (address, if address.is_ipv4() { 32 } else { 128 }),
-                    }
-                }
-            };
-            if prefix > if address.is_ipv4() { 32 } else { 128 } {
-                return Err("invalid mask".to_owned());
-            }
-            network = Some((address, prefix));
-        }
+        network = read_network(&mut rest, words)?;
     }
-    let word = word.ok_or("did not find method")?;
-    let method = Method::named(word).ok_or_else(|| format!("unsupported method: {word}"))?;
+    let word = match rest.next() {
+        Some(Word::Plain(word)) => word.as_str(),
+        other => return Err(Told::Refused(format!("unsupported method: buf={}", last(other, words)))),
+    };
+    let method = Method::named(word).ok_or_else(|| Told::Refused(format!("unsupported method: buf={word}")))?;
     if method == Method::Peer && way != Way::Local {
-        return Err("peer is for local connections alone".to_owned());
+        return Err(refused("peer is for local connections alone"));
     }
     if method == Method::Ldap {
         let ldap = behind_word(line, word).trim().to_owned();
         return Ok(Some(Rule { way, databases, users, network, method, map: None, ldap }));
     }
     let mut map = None;
-    while let Some(option) = plain() {
-        match option.split_once('=') {
-            Some(("map", name)) => map = Some(name.trim_matches('"').to_owned()),
-            _ => return Err(format!("unsupported option: {option}")),
+    if let Some(Word::Plain(option)) = rest.peek() {
+        rest.next();
+        let name = option
+            .strip_prefix("map=")
+            .map(|name| name.trim_matches('"').to_owned())
+            .ok_or_else(|| Told::Refused(format!("Ident map {option} is malformed. It is not in map=value format.")))?;
+        if !maps.has(&name) {
+            return Err(Told::Refused(format!("Ident map {name} is not found in ident config file")));
         }
+        map = Some(name);
+    }
+    if rest.next().is_some() {
+        return Err(refused("unsupported parameters"));
     }
     Ok(Some(Rule { way, databases, users, network, method, map, ldap: String::new() }))
+}
+
+/// The address of a rule, and the length of its prefix; none: any address.
+fn read_network<'w>(
+    rest: &mut impl Iterator<Item = &'w Word>,
+    words: &'w [Word],
+) -> Result<Option<(IpAddr, u8)>, Told> {
+    let address = match rest.next() {
+        Some(Word::Plain(address)) => address,
+        other => {
+            // the number that PgBouncer has for what it found
+            let found = match other {
+                Some(Word::Quoted(_)) => 0,
+                Some(Word::Comma) => 2,
+                _ => 4,
+            };
+            return Err(Told::Refused(format!("did not find address - {found} - '{}'", last(other, words))));
+        }
+    };
+    if address == "all" {
+        return Ok(None);
+    }
+    let parse = |text: &str| -> Result<IpAddr, Told> {
+        text.parse().map_err(|_| Told::Refused(format!("failed to parse address - {text}")))
+    };
+    let invalid = || Told::Refused("invalid mask".to_owned());
+    let (address, prefix) = match address.split_once('/') {
+        Some((address, prefix)) => (parse(address)?, prefix.parse().map_err(|_| invalid())?),
+        None => {
+            let address = parse(address)?;
+            let Some(Word::Plain(mask)) = rest.next() else {
+                return Err(Told::Refused("did not find mask".to_owned()));
+            };
+            let parsed = mask.parse::<IpAddr>().ok().filter(|mask| mask.is_ipv4() == address.is_ipv4());
+            let parsed = parsed.ok_or_else(|| Told::Refused(format!("failed to parse mask: {mask}")))?;
+            (address, prefix_of(parsed).ok_or_else(invalid)?)
+        }
+    };
+    if prefix > if address.is_ipv4() { 32 } else { 128 } {
+        return Err(invalid());
+    }
+    Ok(Some((address, prefix)))
+}
+
+/// The text that PgBouncer read last: of this word, or at the end of the line, and at a comma, of the one before.
+fn last(found: Option<&Word>, words: &[Word]) -> String {
+    match found {
+        Some(word @ (Word::Plain(_) | Word::Quoted(_))) => text_of(word),
+        _ => words.iter().rev().find(|word| **word != Word::Comma).map(text_of).unwrap_or_default(),
+    }
 }
 
 /// What stands behind the last place of a word that stands for itself.
@@ -255,7 +313,7 @@ fn names<'w>(
     words: &mut std::iter::Peekable<impl Iterator<Item = &'w Word>>,
     of_databases: bool,
     read_file: &impl Fn(&str) -> Option<String>,
-) -> Result<Names, String> {
+) -> Result<Names, Told> {
     let mut list = Names::default();
     loop {
         match words.next() {
@@ -264,26 +322,26 @@ fn names<'w>(
                 "all" => list.all = true,
                 "sameuser" if of_databases => list.same_user = true,
                 "replication" if of_databases => list.replication = true,
+                word @ ("samerole" | "samegroup") => {
+                    return Err(Told::Unsupported(format!("{word} is not supported")));
+                }
                 word => match word.strip_prefix('@') {
                     Some(file) => {
-                        let text = read_file(file).ok_or_else(|| format!("cannot load file: {file}"))?;
+                        let text = read_file(file);
+                        let text = text.ok_or_else(|| Told::Refused(format!("cannot load file: {file}")))?;
                         list.names
                             .extend(text.split([' ', '\t', '\n', ',']).filter(|n| !n.is_empty()).map(str::to_owned));
                     }
                     None => list.names.push(word.to_owned()),
                 },
             },
-            Some(Word::Comma) | None => return Err("did not find a name".to_owned()),
+            Some(Word::Comma) | None => return Err(Told::Refused("did not find a name".to_owned())),
         }
         match words.peek() {
             Some(Word::Comma) => drop(words.next()),
             _ => return Ok(list),
         }
     }
-}
-
-fn parse_ip(text: &str) -> Result<IpAddr, String> {
-    text.parse().map_err(|_| format!("failed to parse address: {text}"))
 }
 
 /// The length of the prefix that a mask stands for; `None` if it has holes.
@@ -297,6 +355,30 @@ fn prefix_of(mask: IpAddr) -> Option<u8> {
     u8::try_from(ones).ok().filter(|ones| is_whole && *ones <= width)
 }
 
+/// The bits of an address that a prefix leaves.
+fn within(address: IpAddr, prefix: u8) -> IpAddr {
+    let shift = |width: u32| width - u32::from(prefix);
+    match address {
+        IpAddr::V4(address) => {
+            let mask = u32::MAX.checked_shl(shift(32)).unwrap_or(0);
+            IpAddr::V4((u32::from(address) & mask).into())
+        }
+        IpAddr::V6(address) => {
+            let mask = u128::MAX.checked_shl(shift(128)).unwrap_or(0);
+            IpAddr::V6((u128::from(address) & mask).into())
+        }
+    }
+}
+
+/// A prefix as a mask for an address of this kind.
+fn mask_of(address: IpAddr, prefix: u8) -> IpAddr {
+    let ones = match address {
+        IpAddr::V4(_) => IpAddr::V4(u32::MAX.into()),
+        IpAddr::V6(_) => IpAddr::V6(u128::MAX.into()),
+    };
+    within(ones, prefix)
+}
+
 fn is_within(address: IpAddr, network: IpAddr, prefix: u8) -> bool {
     let bits = |address: IpAddr| match address {
         IpAddr::V4(address) => u128::from(u32::from(address)) << 96,
@@ -306,40 +388,7 @@ fn is_within(address: IpAddr, network: IpAddr, prefix: u8) -> bool {
     address.is_ipv4() == network.is_ipv4() && differs == 0
 }
 
-/// The maps of an ident file: name of the map, name in the system or the certificate, user (none: all).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Ident(Vec<(String, String, Option<String>)>);
-
-impl Ident {
-    /// Reads the maps; a line that is none is passed over, and told.
-    pub(super) fn parse(text: &str) -> (Self, Vec<Bad>) {
-        let (mut maps, mut bad) = (Vec::new(), Vec::new());
-        for (index, line) in text.lines().enumerate() {
-            match words(line).as_deref() {
-                Ok([]) => {}
-                Ok([map, system, user]) => match (map, system, user) {
-                    (Word::Comma, ..) | (_, Word::Comma, _) | (.., Word::Comma) => {
-                        bad.push((index + 1, "a comma".into()));
-                    }
-                    (map, system, Word::Plain(user)) if user == "all" => {
-                        maps.push((text_of(map), text_of(system), None));
-                    }
-                    (map, system, user) => maps.push((text_of(map), text_of(system), Some(text_of(user)))),
-                },
-                Ok(_) => bad.push((index + 1, "three words are wanted".to_owned())),
-                Err(why) => bad.push((index + 1, why.clone())),
-            }
-        }
-        (Self(maps), bad)
-    }
-
-    /// Whether a map lets somebody with this name be this user.
-    pub(super) fn allows(&self, map: &str, system: &str, user: &str) -> bool {
-        self.0.iter().any(|(name, from, to)| name == map && from == system && to.as_deref().is_none_or(|to| to == user))
-    }
-}
-
-fn text_of(word: &Word) -> String {
+pub(super) fn text_of(word: &Word) -> String {
     match word {
         Word::Plain(text) | Word::Quoted(text) => text.clone(),
         Word::Comma => String::new(),
@@ -351,7 +400,8 @@ mod tests {
     use super::*;
 
     fn hba(text: &str) -> Hba {
-        let (hba, bad) = Hba::parse(text, |file| (file == "names").then(|| "joe, jane\n jim".to_owned()));
+        let maps = Ident::parse("m postgres joe").0;
+        let (hba, bad) = Hba::parse(text, &maps, |file| (file == "names").then(|| "joe, jane\n jim".to_owned()));
         assert_eq!(bad, [], "{text}");
         hba
     }
@@ -392,7 +442,7 @@ mod tests {
         let text = "nothing\nhost all all 1.2.3.4/33 md5\nhost all all 1.2.3 md5\nhost all all 1.2.3.4 255.0.255.0 md5\n\
                     host all all all gss\nhost all, all\nlocal all \"x md5\nhost all all all peer\nhost all all 1.2.3.4/32\n\
                     host a a all md5 x=y\nlocal all all trust";
-        let (hba, bad) = Hba::parse(text, |_| None);
+        let (hba, bad) = Hba::parse(text, &Ident::default(), |_| None);
         assert_eq!(bad.iter().map(|(line, _)| *line).collect::<Vec<_>>(), (1..=10).collect::<Vec<_>>());
         assert_eq!(hba.0.len(), 1);
     }
@@ -407,15 +457,5 @@ mod tests {
         assert_eq!(prefix_of("255.255.255.255".parse().unwrap()), Some(32));
         assert_eq!(prefix_of("0.0.0.0".parse().unwrap()), Some(0));
         assert_eq!(prefix_of("255.0.255.0".parse().unwrap()), None);
-    }
-
-    #[test]
-    fn a_map_lets_a_name_be_users() {
-        let (ident, bad) = Ident::parse("# x\nm cn joe\nm \"c n\" all\nn cn jane\nm cn\n");
-        assert_eq!(bad.len(), 1);
-        assert!(
-            ident.allows("m", "cn", "joe") && ident.allows("m", "c n", "whoever") && ident.allows("n", "cn", "jane")
-        );
-        assert!(!ident.allows("m", "cn", "jane") && !ident.allows("x", "cn", "joe"));
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 pub mod carried;
 mod client;
 mod hba;
+mod ident;
 mod ldap;
 mod lookup;
 mod pam;

@@ -1,7 +1,7 @@
 //! What is known of each user: from `[[user]]`, from the list of users, and from the lookup. Not the exchange with a client.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use pgwire::auth::scram::{self, Keys};
@@ -9,11 +9,13 @@ use pgwire::auth::{Secret, Stored};
 use tokio::sync::OnceCell;
 
 use super::client::Came;
-use super::hba::{self, Hba, Ident};
+use super::hba::{self, Hba, Told};
+use super::ident::Ident;
 use super::lookup::{Lookup, LookupError, Place};
 use super::pam::Pam;
 use super::{Hashing, ServerLogin, userlist};
 use crate::config::{self, AuthMethod, Config};
+use crate::pgbouncer::errno_text;
 use crate::pgbouncer::log::{Level, say};
 
 /// Everybody who may log in. Shared; a reload replaces what it holds.
@@ -126,7 +128,8 @@ impl Users {
     fn load(config: &Config) -> Result<Self, String> {
         let mut listed = HashMap::new();
         if let Some(file) = &config.auth.users_file {
-            let users = read_list(file).map_err(|said| format!("auth.users_file {}: {said}", file.display()))?;
+            let users = read_list(file, config.dialect.pgbouncer().is_some())
+                .map_err(|said| format!("auth.users_file {}: {said}", file.display()))?;
             listed.extend(users.into_iter().map(|(user, known)| (user.into(), Arc::new(known))));
         }
         for (name, user) in &config.users {
@@ -271,58 +274,107 @@ impl Demand {
 
 /// The rules and the maps that a configuration names.
 fn read_rules(config: &Config) -> Result<(Hba, Ident), String> {
-    let read = |file: &Path| -> Result<String, String> {
-        let said = |error: std::io::Error| format!("{}: {error}", file.display());
-        if std::fs::metadata(file).map_err(said)?.len() > hba::MAX_FILE_BYTES {
-            return Err(format!("{} is longer than {} bytes", file.display(), hba::MAX_FILE_BYTES));
-        }
-        std::fs::read_to_string(file).map_err(said)
-    };
+    let is_pgbouncer = config.dialect.pgbouncer().is_some();
     let (mut rules, mut maps) = (Hba::default(), Ident::default());
     if config.auth.method != AuthMethod::Hba {
         return Ok((rules, maps));
     }
-    let is_pgbouncer = config.dialect.pgbouncer().is_some();
-    if let Some(file) = &config.auth.hba_file {
-        match read(file) {
-            Ok(text) => {
-                let beside = |name: &str| read(&file.parent().unwrap_or(Path::new("")).join(name)).ok();
-                let (parsed, bad) = Hba::parse(&text, beside);
-                rules = parsed;
-                for (line, why) in bad {
-                    say(Level::Warning, format_args!("hba line {line}: {why}"));
-                    say(Level::Warning, format_args!("could not parse hba config line {line}"));
-                    tracing::warn!(file = %file.display(), line, why, "a line of the HBA file is not understood, and passed over");
-                }
-            }
-            Err(why) if is_pgbouncer => say(Level::Error, format_args!("could not open hba config file {why}")),
-            Err(why) => return Err(format!("auth.hba_file {why}")),
-        }
-    }
     if let Some(file) = &config.auth.ident_file {
-        match read(file) {
+        match read_text(file, hba::MAX_FILE_BYTES) {
             Ok(text) => {
                 let (parsed, bad) = Ident::parse(&text);
                 maps = parsed;
                 for (line, why) in bad {
-                    say(Level::Warning, format_args!("could not parse ident config line {line}: {why}"));
-                    tracing::warn!(file = %file.display(), line, why, "a line of the ident file is not understood, and passed over");
+                    if let Some(why) = &why {
+                        say(Level::Warning, format_args!("ident line {line}: {why}"));
+                    }
+                    say(Level::Warning, format_args!("could not parse ident config line {line}"));
+                    passed_over(config, file, line, why.as_deref().unwrap_or("three words are wanted"));
                 }
             }
-            Err(why) if is_pgbouncer => say(Level::Error, format_args!("could not open ident config file {why}")),
-            Err(why) => return Err(format!("auth.ident_file {why}")),
+            Err(why) if is_pgbouncer => cannot_open("ident config file", file, &why),
+            Err(why) => return Err(format!("auth.ident_file {}: {why}", file.display())),
+        }
+    }
+    let file = config.auth.hba_file.clone().or_else(|| is_pgbouncer.then(PathBuf::new));
+    if let Some(file) = &file {
+        match read_text(file, hba::MAX_FILE_BYTES) {
+            Ok(text) => {
+                let beside = |name: &str| {
+                    let file = file.parent().unwrap_or(Path::new("")).join(name);
+                    read_text(&file, hba::MAX_FILE_BYTES).ok()
+                };
+                let (parsed, said) = Hba::parse(&text, &maps, beside);
+                rules = parsed;
+                for (line, said) in said {
+                    tell_of_rule(config, file, line, said);
+                }
+            }
+            Err(why) if is_pgbouncer => cannot_open("hba config file", file, &why),
+            Err(why) => return Err(format!("auth.hba_file {}: {why}", file.display())),
         }
     }
     Ok((rules, maps))
 }
 
-fn read_list(file: &Path) -> Result<Vec<(String, Known)>, String> {
-    let size = std::fs::metadata(file).map_err(|e| e.to_string())?.len();
-    if size > userlist::MAX_FILE_BYTES {
-        return Err(format!("is longer than {} bytes", userlist::MAX_FILE_BYTES));
+/// What is to be said of a line of the HBA file.
+fn tell_of_rule(config: &Config, file: &Path, line: usize, said: Told) {
+    let why = match said {
+        Told::Odd(address, mask) => {
+            let file = file.display();
+            let what = format_args!("address does not match mask in {file} line #{line}: {address} / {mask}");
+            return say(Level::Warning, what);
+        }
+        Told::Refused(why) => {
+            say(Level::Warning, format_args!("hba line {line}: {why}"));
+            why
+        }
+        Told::Unsupported(why) => {
+            say(Level::Warning, format_args!("{why}"));
+            why
+        }
+    };
+    say(Level::Warning, format_args!("could not parse hba config line {line}"));
+    passed_over(config, file, line, &why);
+}
+
+fn passed_over(config: &Config, file: &Path, line: usize, why: &str) {
+    if config.dialect.pgbouncer().is_none() {
+        tracing::warn!(file = %file.display(), line, why, "a line is not understood, and passed over");
     }
-    let text = std::fs::read_to_string(file).map_err(|e| e.to_string())?;
-    let users = userlist::parse(&text)?;
+}
+
+/// PgBouncer goes on without a file.
+fn cannot_open(what: &str, file: &Path, why: &str) {
+    say(Level::Error, format_args!("could not open {what} {}: {why}", file.display()));
+}
+
+/// The text of a file that is not too long; why not.
+fn read_text(file: &Path, most: u64) -> Result<String, String> {
+    let said = |error: std::io::Error| errno_text(&error);
+    if std::fs::metadata(file).map_err(said)?.len() > most {
+        return Err(format!("it is longer than {most} bytes"));
+    }
+    std::fs::read_to_string(file).map_err(said)
+}
+
+/// The users of a list. PgBouncer goes on with those before a mistake, and without a list.
+fn read_list(file: &Path, is_pgbouncer: bool) -> Result<Vec<(String, Known)>, String> {
+    let users = match read_text(file, userlist::MAX_FILE_BYTES) {
+        Ok(text) if is_pgbouncer => {
+            let (users, wrong) = userlist::parse_in_part(&text);
+            if let Some(wrong) = wrong {
+                say(Level::Error, format_args!("{wrong}"));
+            }
+            users
+        }
+        Ok(text) => userlist::parse(&text)?,
+        Err(why) if is_pgbouncer => {
+            cannot_open("auth_file", file, &why);
+            Vec::new()
+        }
+        Err(why) => return Err(why),
+    };
     Ok(users
         .into_iter()
         .map(|(user, secret)| (user, Known { is_listed: true, ..Known::new(Some(secret.reveal())) }))

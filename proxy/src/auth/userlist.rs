@@ -26,6 +26,33 @@ pub(super) fn parse(text: &str) -> Result<Vec<(String, Secret)>, String> {
     Ok(users)
 }
 
+/// The users as PgBouncer itself reads them: those before the first mistake, and what its log says of that. A pair is a pair wherever its quotes
+/// stand; what is behind it on its line is ignored.
+pub(super) fn parse_in_part(text: &str) -> (Vec<(String, Secret)>, Option<&'static str>) {
+    const BROKEN: &str = "broken auth file";
+    let mut users = Vec::new();
+    let mut rest = text.split('\0').next().unwrap_or("").trim_start();
+    while !rest.is_empty() {
+        let end_of_line = |text: &'_ str| text.find('\n').unwrap_or(text.len());
+        if rest.starts_with(';') {
+            rest = rest[end_of_line(rest)..].trim_start();
+            continue;
+        }
+        let Some((user, behind)) = quoted(rest) else { return (users, Some(BROKEN)) };
+        if rest.len() - behind.len() - 2 > MAX_USER_BYTES {
+            return (users, Some("username too long in auth file"));
+        }
+        let Some(secret) = behind.find('"').map(|at| &behind[at..]) else { return (users, Some(BROKEN)) };
+        let Some((password, behind)) = quoted(secret) else { return (users, Some(BROKEN)) };
+        if secret.len() - behind.len() - 2 > MAX_SECRET_BYTES {
+            return (users, Some("password too long in auth file"));
+        }
+        users.push((user, Secret::new(&password)));
+        rest = behind[end_of_line(behind)..].trim_start();
+    }
+    (users, None)
+}
+
 fn pair(line: &str) -> Result<(String, Secret), &'static str> {
     let (user, rest) = quoted(line).ok_or("the user is not in double quotes")?;
     let secret = rest.strip_prefix([' ', '\t']).ok_or("there is no blank behind the user")?;
@@ -70,6 +97,25 @@ mod tests {
         let users = parse(text).unwrap();
         let shown: Vec<_> = users.iter().map(|(user, secret)| (user.as_str(), secret.reveal())).collect();
         assert_eq!(shown, [("joe", "secret"), ("o\"x", "p\"w"), ("nobody", "")]);
+    }
+
+    #[test]
+    fn pgbouncer_takes_what_stands_before_a_mistake() {
+        let read = |text: &str| {
+            let (users, wrong) = parse_in_part(text);
+            (users.iter().map(|(user, secret)| format!("{user}={}", secret.reveal())).collect::<Vec<_>>(), wrong)
+        };
+        let broken = Some("broken auth file");
+        assert_eq!(read("; x\n\"a\" \"b\" more\n\"o\"\"x\" \"\"\n"), (vec!["a=b".into(), "o\"x=".into()], None));
+        assert_eq!(read("\"a\" \"b\"\nc\n\"d\" \"e\""), (vec!["a=b".into()], broken));
+        assert_eq!(read("\"a\""), (vec![], broken));
+        assert_eq!(read("\"a\" \"b"), (vec![], broken));
+        assert_eq!(read("# x\n"), (vec![], broken));
+        let long = |bytes: usize| "x".repeat(bytes);
+        assert_eq!(read(&format!("\"{}\" \"b\"", long(127))).1, None);
+        assert_eq!(read(&format!("\"{}\" \"b\"", long(128))).1, Some("username too long in auth file"));
+        assert_eq!(read(&format!("\"a\" \"{}\"", long(2047))).1, None);
+        assert_eq!(read(&format!("\"a\" \"{}\"", long(2048))).1, Some("password too long in auth file"));
     }
 
     #[test]

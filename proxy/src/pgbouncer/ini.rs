@@ -23,18 +23,20 @@ pub(super) struct Items<'t> {
     text: &'t str,
     at: usize,
     failed: bool,
+    /// The line break behind the value that was read last, which PgBouncer does not count.
+    uncounted: usize,
 }
 
 impl<'t> Items<'t> {
     pub(super) fn new(text: &'t str) -> Self {
         // C's strings end at a zero byte.
-        Self { text: text.split('\0').next().unwrap_or(""), at: 0, failed: false }
+        Self { text: text.split('\0').next().unwrap_or(""), at: 0, failed: false, uncounted: 0 }
     }
 
-    /// The line that reading has come to; PgBouncer counts so, and so names the line *behind* the blank lines that follow
-    /// a value.
+    /// The line that reading has come to, as PgBouncer counts: that of a value is the last of the blank lines that follow it, and one more if
+    /// there are blanks behind the value.
     pub(super) fn line(&self) -> usize {
-        self.text[..self.at].bytes().filter(|byte| *byte == b'\n').count() + 1
+        self.text[..self.at].bytes().filter(|byte| *byte == b'\n').count() + 1 - self.uncounted
     }
 
     fn rest(&self) -> &'t str {
@@ -56,6 +58,7 @@ impl<'t> Items<'t> {
     }
 
     fn read(&mut self) -> Result<Option<Item<'t>>, SyntaxError> {
+        self.uncounted = 0;
         loop {
             self.skip(is_space);
             match self.rest().as_bytes() {
@@ -93,6 +96,8 @@ impl<'t> Items<'t> {
             return Err(self.error());
         }
         let value = self.value();
+        let begin = value.as_ptr().addr() - self.text.as_ptr().addr();
+        self.uncounted = usize::from(self.text.as_bytes().get(begin + value.len()) == Some(&b'\n'));
         Ok(Item::Pair(key, value))
     }
 
@@ -182,11 +187,17 @@ mod tests {
     }
 
     #[test]
-    fn the_line_of_a_value_is_behind_the_blank_lines_that_follow_it() {
-        let mut items = Items::new("[s]\nk=v\n\n\n[t]");
-        assert!(items.next().is_some());
-        assert_eq!(items.line(), 1);
-        assert_eq!(items.next(), Some(Ok(Item::Pair("k", "v"))));
-        assert_eq!(items.line(), 5);
+    fn the_line_of_a_value_is_that_of_the_blank_lines_that_follow_it() {
+        let of_value = |text| {
+            let mut items = Items::new(text);
+            assert!(items.next().is_some());
+            assert_eq!(items.line(), 1);
+            assert_eq!(items.next(), Some(Ok(Item::Pair("k", "v"))));
+            items.line()
+        };
+        assert_eq!(of_value("[s]\nk=v\n[t]"), 2);
+        assert_eq!(of_value("[s]\nk=v\n\n\n[t]"), 4);
+        assert_eq!(of_value("[s]\nk=v \n\n\n[t]"), 5, "blanks behind it");
+        assert_eq!(of_value("[s]\nk=v"), 2);
     }
 }

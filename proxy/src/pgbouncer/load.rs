@@ -171,7 +171,7 @@ impl Reading {
         let place = format!("{}:{line}", file.display());
         match item {
             Item::Include(_) if depth >= MAX_INCLUDES => {
-                Err(self.error(format!("include nesting level too deep ({place}), maximum is {MAX_INCLUDES}")))
+                Err(self.error(format!("include nesting level too deep ({place}), stopping loading")))
             }
             Item::Include(name) => self.file(Path::new(name), depth + 1).map_err(|Stop| {
                 self.error(format!("error processing include file in configuration ({place}), stopping loading"))

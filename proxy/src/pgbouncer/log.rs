@@ -102,15 +102,17 @@ impl Log {
     }
 
     /// Takes what the settings say, and opens the file anew: it may have been moved away.
-    pub(crate) fn reopen(&self, settings: &Settings) {
-        let file = match settings.logfile.as_str() {
-            "" => None,
+    ///
+    /// # Errors
+    /// The file cannot be opened: its name and why. The old one is better than none, and stays.
+    pub(crate) fn reopen(&self, settings: &Settings) -> Result<(), String> {
+        let (file, opened) = match settings.logfile.as_str() {
+            "" => (None, Ok(())),
             name => match OpenOptions::new().create(true).append(true).open(name) {
-                Ok(file) => Some(file),
+                Ok(file) => (Some(file), Ok(())),
                 Err(error) => {
                     let why = super::load::errno_text(&error);
-                    say(Level::Error, format_args!("could not open logfile: '{name}': {why}"));
-                    self.lock().file.take() // better the old one than none
+                    (self.lock().file.take(), Err(format!("'{name}': {why}")))
                 }
             },
         };
@@ -122,6 +124,7 @@ impl Log {
         drop(places);
         // what was found not to be wanted is asked for again
         tracing::callsite::rebuild_interest_cache();
+        opened
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Places> {

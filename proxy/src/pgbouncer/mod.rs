@@ -12,6 +12,7 @@ pub(crate) mod log;
 mod process;
 mod run;
 mod settings;
+mod tls;
 mod translate;
 mod value;
 

@@ -13,7 +13,7 @@ use super::cli::{Arguments, parts};
 use super::load::{Grave, Loaded, Said};
 use super::log::{Level, Log, say};
 use super::process::{self, Pidfile};
-use super::{Inheritance, SETTINGS, Settings, VERSION};
+use super::{Inheritance, SETTINGS, Settings, VERSION, tls};
 use crate::config::Config;
 use crate::console::Order;
 use crate::counts::Ending;
@@ -57,9 +57,15 @@ fn start(arguments: &Arguments, log: &Log) -> Result<(), String> {
         return Err("cannot load config file".to_owned());
     }
     let config = Arc::new(loaded.config().map_err(|error| error.to_string())?);
-    log.reopen(&loaded.settings);
-    if let Err((_, error)) = TlsState::load(&config) {
-        say(Level::Error, format_args!("{error}"));
+    log.reopen(&loaded.settings).map_err(|why| {
+        if arguments.quiet {
+            eprintln!("Cannot open logfile: {why}");
+        }
+        format!("Cannot open logfile: {why}")
+    })?;
+    let of_files = || TlsState::load(&config).err().map(|(_, error)| tls::words(&error));
+    if let Some(why) = tls::mistake(&loaded.settings).map(str::to_owned).or_else(of_files) {
+        say(Level::Error, format_args!("{why}"));
         return Err("TLS setup failed".to_owned());
     }
     let settings = &loaded.settings;
@@ -284,7 +290,7 @@ fn take_new(proxy: &Proxy, current: Arc<Config>, log: &Log) -> (Arc<Config>, boo
     if !good {
         say(Level::Warning, format_args!("config file loading failed"));
     }
-    log.reopen(&loaded.settings);
+    reopen(log, &loaded.settings);
     match take(proxy, &loaded) {
         Ok((new, _)) => (new, good),
         Err(why) => {
@@ -294,10 +300,18 @@ fn take_new(proxy: &Proxy, current: Arc<Config>, log: &Log) -> (Arc<Config>, boo
     }
 }
 
+/// Opens the log anew; where that is not possible it stays as it is.
+fn reopen(log: &Log, settings: &Settings) {
+    if let Err(why) = log.reopen(settings) {
+        say(Level::Error, format_args!("could not open logfile: {why}"));
+    }
+}
+
 fn take(proxy: &Proxy, loaded: &Loaded) -> Result<(Arc<Config>, Option<String>), String> {
     let new = Arc::new(loaded.config().map_err(|error| error.to_string())?);
     let mut notice = None;
-    if let Err(why) = proxy.reload_tls(&new) {
+    let of_files = || proxy.reload_tls(&new).err().map(|error| tls::words(&error));
+    if let Some(why) = tls::mistake(&loaded.settings).map(str::to_owned).or_else(of_files) {
         say(Level::Error, format_args!("{why}"));
         say(Level::Error, format_args!("{TLS_NOT_APPLIED}"));
         notice = Some(TLS_NOT_APPLIED.to_owned());
@@ -317,7 +331,7 @@ fn set(
     let mut loaded = Loaded::clone(loaded);
     let changed = loaded.set(key, value).and_then(|()| take(proxy, &loaded));
     match &changed {
-        Ok(_) => log.reopen(&loaded.settings),
+        Ok(_) => reopen(log, &loaded.settings),
         Err(why) => say(Level::Error, format_args!("{why}")),
     }
     changed

@@ -11,6 +11,7 @@ use harness::postgres::{Node, Programs};
 use conversation::{Conversation, Heard};
 
 mod conversation;
+mod starts;
 mod transcript;
 
 /// Time for one conversation.
