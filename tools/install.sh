@@ -104,12 +104,14 @@ fi
 # Python drivers and a newer PostgreSQL, pinned, in a folder of their own.
 if [ "$purpose" = test ]; then
     venv=.cache/venv
-    if ! cmp -s tools/requirements.txt $venv/installed.txt; then
+    wanted=$(cat tools/requirements.txt tools/requirements-alone.txt)
+    if [ "$wanted" != "$(cat $venv/installed.txt 2>/dev/null)" ]; then
         echo "install.sh: Python packages into $venv"
         rm -rf $venv
         python3 -m venv $venv
         $venv/bin/pip install --quiet --disable-pip-version-check -r tools/requirements.txt
-        cp tools/requirements.txt $venv/installed.txt
+        $venv/bin/pip install --quiet --disable-pip-version-check --no-deps -r tools/requirements-alone.txt
+        echo "$wanted" >$venv/installed.txt
     fi
 fi
 
