@@ -95,7 +95,7 @@ pub(crate) struct Client {
     pub(crate) prepared: AtomicUsize,
     /// It, or the server on loan, has not taken yet what it was sent.
     pub(crate) behind: AtomicBool,
-    end: Mutex<Option<Denial>>,
+    end: Mutex<Option<Box<Denial>>>,
     ending: AtomicBool,
     /// Wakes the housekeeping of its worker.
     keeper: Arc<Notify>,
@@ -143,14 +143,14 @@ impl Client {
 
     /// Sends it away, with these words, as soon as its worker gets round to it.
     pub(crate) fn send_away(&self, denial: Denial) {
-        lock(&self.end).get_or_insert(denial);
+        lock(&self.end).get_or_insert_with(|| Box::new(denial));
         self.ending.store(true, Ordering::Release);
         self.keeper.notify_one();
     }
 
     /// Why it is to be sent away, once.
     pub(crate) fn take_end(&self) -> Option<Denial> {
-        if self.ending.swap(false, Ordering::AcqRel) { lock(&self.end).take() } else { None }
+        if self.ending.swap(false, Ordering::AcqRel) { lock(&self.end).take().map(|denial| *denial) } else { None }
     }
 
     /// Since when it is connected, in seconds.

@@ -92,6 +92,30 @@ fn a_transaction_and_its_cursor_end_with_an_error_and_the_client_goes_on() {
     });
 }
 
+/// What is done to a primary of a bygone term by an instance that knows of a later one; here nobody does.
+#[test]
+fn nobody_is_served_by_a_primary_in_quarantine() {
+    harness::run(TEST_S, async {
+        let scene = Scene::new().await;
+        let client = scene.client().await;
+        assert_eq!(value(&client, "SELECT 1").await, "1");
+        let primary = &scene.cluster.nodes[0];
+        primary.sql("ALTER SYSTEM SET default_transaction_read_only = on").await;
+        primary.sql("SELECT pg_reload_conf()").await;
+        let read_only = || async { (primary.sql("SHOW default_transaction_read_only").await == "on").then_some(()) };
+        harness::wait_for("the reload", WAIT, read_only).await;
+        primary.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'").await;
+        // what is not known to read alone goes to the primary
+        let read = "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT count(*) FROM numbers; COMMIT";
+        let waiting = tokio::spawn(async move { told(&client, read).await });
+        tokio::time::sleep(WAIT).await;
+        assert!(!waiting.is_finished(), "it was answered");
+        primary.sql("ALTER SYSTEM RESET default_transaction_read_only").await;
+        primary.sql("SELECT pg_reload_conf()").await;
+        assert_eq!(waiting.await.expect("no panic"), "done");
+    });
+}
+
 #[test]
 fn a_copy_ends_with_an_error_and_leaves_nothing() {
     harness::run(TEST_S, async {

@@ -1,4 +1,4 @@
-//! What pgsteady itself does for a query, counted under valgrind: instructions, which have to stay what `tests/instructions.txt`
+//! What pgsteady itself does for a query, counted under valgrind: instructions, which must not grow beyond what `tests/instructions.txt`
 //! says, and allocations, of which there are none. What the kernel does is not counted, and the clock has no part in it.
 
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ const TEST_S: u64 = 180;
 const WARM_UP: u32 = 100;
 /// Queries that are counted.
 const COUNTED: u32 = 1000;
-/// A count that differs by more from the baseline is red, in both directions: a gain is to be kept too.
+/// A count that grows by more is red; one that shrinks by more is told, so that the gain can be kept.
 const TOLERATED: f64 = 0.05;
 /// Allocations for each query that are none: housekeeping goes on meanwhile, by the clock and so more of it on a slow machine;
 /// what belongs to a query is at least one for each.

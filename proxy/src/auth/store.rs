@@ -104,6 +104,11 @@ impl Store {
         self.users().listed.keys().cloned().collect()
     }
 
+    /// Whether there are users who are looked up.
+    pub(crate) fn looks_up(&self) -> bool {
+        self.users().lookup.is_some()
+    }
+
     pub(super) fn users(&self) -> Arc<Users> {
         self.users.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -3,11 +3,13 @@
 //! Lines of PgBouncer's own come as events with the target [`TARGET`] and go out as they are; other events of the program
 //! are shown with a level of PgBouncer's, warnings and errors always, the rest when `verbose` asks for it.
 
+use std::borrow::Cow;
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Metadata, Subscriber};
@@ -84,6 +86,30 @@ struct Places {
     journal: Option<Journal>,
     file: Option<File>,
     syslog: Option<Syslog>,
+    clock: Clock,
+    /// Where each line is put together.
+    line: String,
+}
+
+/// The time of day as it is written; a new second costs a look into the rules of the time zone, the rest of it does not.
+#[derive(Default)]
+struct Clock {
+    second: u64,
+    /// Date and time to the second, and the abbreviation of the time zone.
+    shown: (String, String),
+}
+
+impl Clock {
+    fn write(&mut self, line: &mut String) {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        if self.second != now.as_secs() || self.shown.0.is_empty() {
+            let time = jiff::ZonedDateTime::now();
+            self.second = now.as_secs();
+            self.shown = (time.strftime("%Y-%m-%d %H:%M:%S").to_string(), time.strftime("%Z").to_string());
+        }
+        let (time, zone) = &self.shown;
+        let _ = write!(line, "{time}.{:03} {zone}", now.subsec_millis());
+    }
 }
 
 /// The log of this process; cheap to clone.
@@ -94,7 +120,8 @@ impl Log {
     /// Begins to log, to standard error unless it is to be quiet.
     pub(crate) fn start(verbose: i32, quiet: bool) -> Result<Self, String> {
         let journal = if quiet { None } else { Journal::of_stderr() };
-        let places = Places { verbose, stderr: !quiet, journal, file: None, syslog: None };
+        let (clock, line) = (Clock::default(), String::new());
+        let places = Places { verbose, stderr: !quiet, journal, file: None, syslog: None, clock, line };
         let log = Self(Arc::new(Mutex::new(places)));
         let subscriber = tracing_subscriber::registry().with(log.clone());
         tracing::subscriber::set_global_default(subscriber).map_err(|error| error.to_string())?;
@@ -141,9 +168,10 @@ impl Places {
         if let Some(syslog) = &self.syslog {
             syslog.write(level, &text);
         }
-        let now = jiff::ZonedDateTime::now();
-        let line =
-            format!("{} [{}] {} {text}\n", now.strftime("%Y-%m-%d %H:%M:%S.%3f %Z"), std::process::id(), level.word());
+        let line = &mut self.line;
+        line.clear();
+        self.clock.write(line);
+        let _ = writeln!(line, " [{}] {} {text}", std::process::id(), level.word());
         if let Some(file) = &mut self.file {
             let _ = file.write_all(line.as_bytes());
         }
@@ -156,7 +184,10 @@ impl Places {
 
 /// A line feed becomes one with a tab behind it, so that a line that was forged begins with a tab; other control
 /// characters are escaped.
-fn one_line(text: &str) -> String {
+fn one_line(text: &str) -> Cow<'_, str> {
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return Cow::Borrowed(text);
+    }
     let mut line = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -166,7 +197,7 @@ fn one_line(text: &str) -> String {
             c => line.push(c),
         }
     }
-    line
+    Cow::Owned(line)
 }
 
 impl<S: Subscriber> Layer<S> for Log {
@@ -179,7 +210,8 @@ impl<S: Subscriber> Layer<S> for Log {
         let mut text = Text::default();
         event.record(&mut text);
         let level = text.level.unwrap_or_else(|| level_of(event.metadata()));
-        self.lock().write(level, &format!("{}{}", text.message, text.fields));
+        text.message.push_str(&text.fields);
+        self.lock().write(level, &text.message);
     }
 }
 

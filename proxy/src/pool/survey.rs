@@ -1,5 +1,6 @@
 //! What a new server of a managed cluster is asked before anybody gets it: whether its commits wait for a standby, whether its
-//! database has rules, and whose reign it belongs to.
+//! database has rules, whose reign it belongs to, and whether its node was put into quarantine: another instance knows of a later
+//! primary then, and this one only has not heard of it yet.
 
 use std::time::Duration;
 
@@ -14,8 +15,11 @@ use crate::config::SynchronousCommit;
 use crate::settings::is_below_on;
 
 /// The system's own rules are not counted: those that add a result are on `pg_settings`.
+/// A role or a database may be read only by its own settings; a node is by its configuration, and in quarantine then.
 const QUESTION: &str = "SELECT pg_catalog.current_setting('synchronous_commit'), \
  EXISTS (SELECT FROM pg_catalog.pg_rewrite WHERE ev_type <> '1' AND oid >= 16384), \
+ CASE WHEN pg_catalog.current_setting('default_transaction_read_only')::bool THEN EXISTS (SELECT FROM \
+ pg_catalog.pg_settings WHERE name = 'default_transaction_read_only' AND source = 'configuration file') END, \
  EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE application_name = '";
 
 /// Time for the answer.
@@ -40,7 +44,13 @@ impl Opener {
             Err(_) => return Err(unreachable("it did not answer in time")),
         };
         server.has_rules = answers.column(1).as_deref() != Some("f");
-        let seen = answers.column(2).as_deref() == Some("t");
+        if answers.column(2).as_deref() == Some("t") && topology.primary == Some(self.node) {
+            return Err(unreachable(
+                "default_transaction_read_only is on in its configuration, as it is for a primary of a bygone term; \
+                 ALTER SYSTEM RESET default_transaction_read_only, and a reload, if it is none",
+            ));
+        }
+        let seen = answers.column(3).as_deref() == Some("t");
         server.reign = reign.filter(|_| seen).map(|reign| (reign.node, reign.incarnation));
         let level = answers.column(0).unwrap_or_default();
         match policy {

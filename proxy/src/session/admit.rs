@@ -114,7 +114,8 @@ impl Admission<'_> {
     ) -> Result<(Arrived, Identity, BytesMut), Refused> {
         let shared = &self.worker.shared;
         let is_console = self.database == CONSOLE;
-        let place = if entry.is_some() || is_console { place(shared, entry, is_console) } else { None };
+        let somewhere = shared.store.looks_up() && (entry.is_some() || is_console);
+        let place = if somewhere { place(shared, entry, is_console) } else { None };
         let (address, uid) = match self.client.peer {
             Peer::Tcp(address) => (Some(address.ip()), None),
             Peer::Unix { uid, .. } => (None, Some(uid)),

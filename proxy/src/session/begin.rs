@@ -31,6 +31,9 @@ use crate::worker::Worker;
 /// Bytes of a cancel key: of protocol 3.0, and of 3.2.
 const KEY_BYTES: (usize, usize) = (4, 32);
 
+/// Bytes of a welcome with PostgreSQL's own parameters.
+const WELCOME_BYTES: usize = 512;
+
 /// What a session begins with.
 pub(super) struct Beginning {
     /// What the client asked for at its start.
@@ -162,6 +165,7 @@ impl Session {
         let (process_id, key) = (self.cancel.process_id, self.cancel.key.clone());
         let out = self.client.out();
         out.clear();
+        out.reserve(WELCOME_BYTES);
         out.extend_from_slice(&admitted);
         welcome(out, &self.reported);
         backend::write_backend_key_data(out, process_id, &key).expect("the key has one of two lengths");

@@ -18,7 +18,7 @@ pub(crate) struct Card {
     /// What is configured of its user.
     pub(crate) user: Option<Arc<User>>,
     clock: Arc<Clock>,
-    kill: RefCell<Option<Denial>>,
+    kill: RefCell<Option<Box<Denial>>>,
     killed: Cell<bool>,
     /// At which time of asking the session gave its connections to the next process; 0: it did not.
     pub(super) given: Cell<u32>,
@@ -101,7 +101,7 @@ impl Card {
 
     /// Sends the client away, with these words.
     pub(crate) fn send_away(&self, denial: Denial) {
-        self.kill.borrow_mut().get_or_insert(denial);
+        self.kill.borrow_mut().get_or_insert_with(|| Box::new(denial));
         self.killed.set(true);
         self.wake();
     }
@@ -122,7 +122,7 @@ impl Card {
     /// Why the client is to be sent away, once.
     #[inline]
     pub(super) fn kill(&self) -> Option<Denial> {
-        if self.killed.replace(false) { self.kill.take() } else { None }
+        if self.killed.replace(false) { self.kill.take().map(|denial| *denial) } else { None }
     }
 
     /// Who is woken by `send_away`.

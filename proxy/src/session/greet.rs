@@ -55,6 +55,9 @@ pub(super) struct Arrived {
 /// Time beyond a login's for the words that it is over; a TLS handshake that takes longer ends without any.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// Bytes that are read at first: nearly every startup packet has fewer.
+const STARTUP_BYTES: usize = 512;
+
 /// The log's word for a client that left without a word.
 const EOF: &str = "client unexpected eof";
 
@@ -226,7 +229,7 @@ async fn arrive(
     let tls = worker.shared.tls.clients();
     let mut end_point = None;
     let mut greeting = Greeting::new();
-    let mut input = BytesMut::new();
+    let mut input = BytesMut::with_capacity(STARTUP_BYTES);
     loop {
         if input.is_empty() && tls.is_some() && begins_with_tls(&stream).await {
             let Step::DirectTls(asked) = greeting.read(&[TLS_HANDSHAKE]).map_err(|_| Refused::Silently)? else {

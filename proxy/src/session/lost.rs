@@ -42,8 +42,12 @@ impl Session {
         let Some(server) = self.server.take() else { return Ok(()) };
         let status = server.conversation.status();
         self.units.copied(server.conversation.swallowed(), server.conversation.reads_copy());
-        let (server, _pool) = server.into_server();
+        let (server, pool) = server.into_server();
         drop(server);
+        if self.entry.managed {
+            // It may be the first of many, whose node is in quarantine: only new ones are asked whether that is so.
+            pool.close_idle("another server of the node was lost");
+        }
         self.unlink();
         self.card.idle();
         self.entry.suspect(self.node);

@@ -206,7 +206,14 @@ impl Session {
                 Err(NoServer::Words(body)) => self.refuse_transaction(|out| pass_on(out, &body)),
             }
         };
-        Box::pin(self.end(end)).await;
+        let (mut client, report) = self.end(end);
+        let words = report.is_some();
+        if let Some(report) = report {
+            say(client.out(), &report.fatal());
+        }
+        if words || client.is_encrypted() || client.backlog() > 0 {
+            Box::pin(farewell(client, words)).await;
+        }
     }
 
     /// What the session seldom waits for, in a box of its own that goes afterwards: an idle client is no larger for it.
@@ -258,7 +265,8 @@ impl Session {
         self.client.keep_large(rest);
     }
 
-    async fn end(mut self: Box<Self>, end: End) {
+    /// Gives the server up. What is left are the client's connection, and the last words for it.
+    fn end(mut self: Box<Self>, end: End) -> (Wire, Option<Report>) {
         let shared = self.worker.shared.clone();
         let (report, words) = match end {
             End::ClientGone => (None, "client unexpected eof".to_owned()),
@@ -266,7 +274,10 @@ impl Session {
             End::Violation(what) if self.is_plain => (Some(in_pgbouncers_words(&what)), what),
             End::Violation(what) => (Some(Report::error(sqlstate::PROTOCOL_VIOLATION, what.as_str())), what),
             End::SentAway(denial) => (Some(shared.words(&denial)), denial.words()),
-            End::HandedOver => return self.leave(),
+            End::HandedOver => {
+                self.leave();
+                return (self.client, None);
+            }
         };
         greet::log_end(&shared, &self.card.client, &words);
         if let Some(server) = &self.server {
@@ -284,15 +295,13 @@ impl Session {
         } else {
             self.abandon();
         }
-        if let Some(report) = report {
+        if let Some(report) = &report {
             greet::log_error(&shared, &self.card.client, &words);
             tracing::info!(session = %self.name(), why = report.message(), "a client is sent away");
-            if self.server_passes == 0 {
-                say(self.client.out(), &report.fatal());
-                let _ = timeout(FAREWELL, self.client.say_goodbye()).await;
-            }
         }
-        let _ = timeout(FAREWELL, self.client.close()).await;
+        // in the middle of a message of the server there is no place for words
+        let report = report.filter(|_| self.server_passes == 0);
+        (self.client, report)
     }
 
     /// Counts what passed for the statistics.
@@ -341,6 +350,14 @@ impl Session {
     pub(crate) fn name(&self) -> String {
         format!("{}/{}#{}", self.entry.name, self.user, self.cancel.process_id)
     }
+}
+
+/// Sends what the client has not taken yet, with our last `words` in it, and closes in the manner of TLS; for a while.
+async fn farewell(mut client: Wire, words: bool) {
+    if words {
+        let _ = timeout(FAREWELL, client.say_goodbye()).await;
+    }
+    let _ = timeout(FAREWELL, client.close()).await;
 }
 
 /// Writes a report of our own.

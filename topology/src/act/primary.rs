@@ -128,9 +128,10 @@ pub(super) async fn read_term(ground: &Ground) -> Result<Option<TermRow>, ActErr
     serde_json::from_str(&json).map(Some).map_err(|e| ground.fail(Cause::Statement(format!("a term row {json}: {e}"))))
 }
 
+const READ_ONLY: &str = "SELECT current_setting('default_transaction_read_only')::bool AS read_only";
+
 /// Undoes a quarantine; a session that was there before the reload follows within moments.
 pub(super) async fn writable(ground: &Ground) -> Result<(), ActError> {
-    const READ_ONLY: &str = "SELECT current_setting('default_transaction_read_only')::bool AS read_only";
     if !ground.get::<bool>(&ground.row(READ_ONLY, &[]).await?, "read_only")? {
         return Ok(());
     }
@@ -180,10 +181,13 @@ pub async fn checkpoint(remote: &Remote, deadline: Duration) -> Result<u32, ActE
 /// Returns how many were ended. It is no fence: the standbys' fence is what keeps this node from acknowledging.
 pub async fn quarantine(remote: &Remote, deadline: Duration) -> Result<u64, ActError> {
     let ground = remote.begin("quarantine", deadline).await?;
-    let row = ground.row("SELECT current_setting('default_transaction_read_only')::bool AS read_only", &[]).await?;
-    if !ground.get::<bool>(&row, "read_only")? {
+    if !ground.get::<bool>(&ground.row(READ_ONLY, &[]).await?, "read_only")? {
         ground.execute("ALTER SYSTEM SET default_transaction_read_only = on").await?;
         ground.execute("SELECT pg_reload_conf()").await?;
+    }
+    // The postmaster knows it before its children do: whoever is ended now finds it when coming back.
+    while !ground.get::<bool>(&ground.row(READ_ONLY, &[]).await?, "read_only")? {
+        ground.wait(|| "default_transaction_read_only is not on yet".into()).await?;
     }
     let row = ground
         .row(
