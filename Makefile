@@ -51,7 +51,7 @@ pgbouncer: ## PgBouncer's own tests against pgsteady called as pgbouncer (three 
 
 differential: ## What PgBouncer itself says in the conversations of the tests, beside the record (two minutes; UPDATE=1 writes it)
 	@tools/install.sh differential
-	PGBOUNCER=$$(tools/pgbouncer-build.sh) cargo test --locked -p end-to-end --test differential --test pgbouncer_handover -- --ignored --nocapture
+	PGBOUNCER=$$(tools/pgbouncer-build.sh) cargo test --locked -p end-to-end --test differential --test pgbouncer_handover --test pgbouncer_tools -- --ignored --nocapture
 
 compose: ## docker-compose.yml with the primary killed; makes its base image with debootstrap (three minutes)
 	@tools/install.sh compose

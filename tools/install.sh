@@ -24,6 +24,7 @@ need postgresql has_file '/usr/lib/postgresql/*/bin/pg_rewind'
 case $purpose in
     test)
         need dnsmasq-base command -v dnsmasq
+        need slapd has_file '/usr/sbin/slapd'
         need python3-venv python3 -c 'import ensurepip, venv'
         need default-jdk-headless command -v javac
         need libpostgresql-jdbc-java has_file '/usr/share/java/postgresql.jar'

@@ -6,14 +6,15 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use harness::endpoint::value;
 use harness::folder::{Folder, give};
 use harness::pgbouncer::{PgBouncer, at, show, shown};
 use harness::pgsteady::program;
-use harness::postgres::{Node, Programs};
+use harness::port::Port;
+use harness::postgres::{Node, Programs, run};
 use harness::wire::{Raw, startup};
 use harness::{process, wait_for};
 
@@ -295,5 +296,62 @@ fn names_of_a_zone_that_changed_are_looked_up_before_their_time() {
         let closed =
             || async { bouncer.log().contains("closing because: database configuration changed").then_some(()) };
         wait_for("the server of the old address to go", SOON, closed).await;
+    });
+}
+
+/// slapd with one user.
+struct Directory {
+    process: Child,
+    port: Port,
+    _folder: Folder,
+}
+
+impl Directory {
+    async fn start() -> Self {
+        let (folder, port) = (Folder::new("ldap"), Port::new());
+        let here = folder.path().display();
+        fs::create_dir(folder.path().join("db")).expect("a folder of the test can be made");
+        let settings = format!(
+            "include /etc/ldap/schema/core.schema\nmodulepath /usr/lib/ldap\nmoduleload back_mdb\npidfile {here}/pid\n\
+             database mdb\nmaxsize 10485760\nsuffix \"dc=test\"\nrootdn \"cn=root,dc=test\"\ndirectory {here}/db\n"
+        );
+        let settings = folder.write("slapd.conf", &settings);
+        let entries = "dn: dc=test\nobjectClass: dcObject\nobjectClass: organization\no: test\ndc: test\n\n\
+                       dn: cn=app,dc=test\nobjectClass: person\ncn: app\nsn: app\nuserPassword: directory-secret\n";
+        let entries = folder.write("entries.ldif", entries);
+        run(Command::new("/usr/sbin/slapadd").arg("-f").arg(&settings).arg("-l").arg(&entries));
+        let mut command = process::bound_to_us(Path::new("/usr/sbin/slapd"));
+        command.args(["-d", "0", "-h", &format!("ldap://127.0.0.1:{}", port.number()), "-f"]).arg(&settings);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut process = command.spawn().expect("slapd can be run");
+        process::listens(&mut process, (Ipv4Addr::LOCALHOST, port.number()).into(), SOON, String::new).await;
+        Self { process, port, _folder: folder }
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_directory_says_whether_a_password_is_right() {
+    harness::run(60, async {
+        let directory = Directory::start().await;
+        let node = Node::primary(&Programs::installed()).await;
+        let options = format!(
+            "ldapserver=127.0.0.1 ldapport={} ldapprefix=\"cn=\" ldapsuffix=\",dc=test\"",
+            directory.port.number()
+        );
+        let settings = format!("pool_mode = transaction\nauth_type = ldap\nauth_ldap_options = {options}\n");
+        let databases = at(&node, "app = $ user=app password=app-secret");
+        let bouncer = PgBouncer::start(&databases, &settings, USERS).await;
+        let login = |password| bouncer.endpoint("app", password, "app");
+        assert_eq!(value(&login("directory-secret").client().await, "SELECT current_user").await, "app");
+        login("app-secret").connect().await.expect_err("PostgreSQL's own password is not the directory's");
+        drop(directory);
+        login("directory-secret").connect().await.expect_err("nobody says that it is right");
     });
 }
