@@ -24,14 +24,24 @@ ln -sf "$work/pgsteady" "$work/source/pgbouncer" # also where PgBouncer itself w
 printf 'ldap_support = yes\ntls_support = yes\n' >"$work/source/config.mak"
 bin=$(dirname "$(ls /usr/lib/postgresql/*/bin/initdb | head -1)")
 mkdir "$work/t"
-run=(env "TMPDIR=$work/t" HAVE_IPV6_LOCALHOST=1 "PATH=$bin:/usr/sbin:$PATH"
-    "$work/venv/bin/python" -m pytest -p no:cacheprovider -q --tb=short -n 6 --timeout 60 "$@")
+as=()
 if [ "$(id -u)" = 0 ]; then
     chown -R postgres "$work"
-    cd "$work/source/test"
-    exec_as=(setpriv --reuid=postgres --regid=postgres --init-groups)
-    HOME=$work "${exec_as[@]}" "${run[@]}"
+    export HOME=$work
+    as=(setpriv --reuid=postgres --regid=postgres --init-groups)
+fi
+cd "$work/source/test"
+suite() { # the driver's implementation, then arguments of pytest
+    local driver=$1
+    shift
+    "${as[@]}" env "TMPDIR=$work/t" "PSYCOPG_IMPL=$driver" HAVE_IPV6_LOCALHOST=1 "PATH=$bin:/usr/sbin:$PATH" \
+        "$work/venv/bin/python" -m pytest -p no:cacheprovider -q --tb=short -n 6 --timeout 60 "$@"
+}
+if [ $# -gt 0 ]; then
+    suite binary "$@"
 else
-    cd "$work/source/test"
-    "${run[@]}"
+    # The binary build of the driver ends this case with a TypeError of its own, with PgBouncer itself too.
+    long=test_prepared.py::test_statement_name_longer_than_pkt_buf
+    suite binary --deselect "$long"
+    suite python "$long"
 fi

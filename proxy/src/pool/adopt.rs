@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use bytes::{Bytes, BytesMut};
+use pgwire::frame;
 use pgwire::frontend::write_query;
-use pgwire::{backend, frame};
 use topology::Address;
 
 use super::server::Prepared;
@@ -107,8 +107,7 @@ impl Server {
                         return Ok(());
                     }
                     b'S' => {
-                        let (name, value) = backend::parameter_status(body).map_err(|error| error.to_string())?;
-                        self.reported.set(&String::from_utf8_lossy(name), &String::from_utf8_lossy(value));
+                        self.note_parameter(body)?;
                         to_client.extend_from_slice(whole);
                     }
                     _ => to_client.extend_from_slice(whole),

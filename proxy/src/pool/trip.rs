@@ -78,7 +78,7 @@ impl Server {
         self.conversation.received(b'Z', body, &mut |_, _| {}).map(drop).map_err(|error| error.to_string())
     }
 
-    fn note_parameter(&mut self, body: &[u8]) -> Result<(), String> {
+    pub(super) fn note_parameter(&mut self, body: &[u8]) -> Result<(), String> {
         let (name, value) = backend::parameter_status(body).map_err(|error| error.to_string())?;
         self.reported.set(&String::from_utf8_lossy(name), &String::from_utf8_lossy(value));
         Ok(())
