@@ -46,6 +46,8 @@ case $purpose in
     pgbouncer)
         need python3-venv /usr/bin/python3 -c 'import ensurepip, venv'
         need socat command -v socat
+        need iptables has_file '/usr/sbin/iptables'
+        need iproute2 command -v tc
         need curl command -v curl
         need slapd has_file '/usr/sbin/slapd'
         need ldap-utils command -v ldapsearch

@@ -206,14 +206,20 @@ impl Session {
                 Err(NoServer::Words(body)) => self.refuse_transaction(|out| pass_on(out, &body)),
             }
         };
+        if let Some(farewell) = self.part(end) {
+            farewell.await;
+        }
+    }
+
+    /// Ends the session; if the client is to hear of it, that is left to be done, in a box of its own.
+    fn part(self: Box<Self>, end: End) -> Option<Pin<Box<dyn Future<Output = ()>>>> {
         let (mut client, report) = self.end(end);
         let words = report.is_some();
         if let Some(report) = report {
             say(client.out(), &report.fatal());
         }
-        if words || client.is_encrypted() || client.backlog() > 0 {
-            Box::pin(farewell(client, words)).await;
-        }
+        let is_heard = words || client.is_encrypted() || client.backlog() > 0;
+        is_heard.then(|| Box::pin(farewell(client, words)) as Pin<Box<dyn Future<Output = ()>>>)
     }
 
     /// What the session seldom waits for, in a box of its own that goes afterwards: an idle client is no larger for it.
@@ -224,7 +230,9 @@ impl Session {
             Turn::Restore => Box::pin(self.restore()),
             Turn::Lost(why) if self.is_plain => {
                 tracing::debug!(session = %self.name(), why, "a server was lost");
-                return Err(End::SentAway(self.lost_in_pgbouncers_words()));
+                let denial = self.lost_in_pgbouncers_words();
+                self.drop_server(); // its end stands in the log before its client's
+                return Err(End::SentAway(denial));
             }
             Turn::Lost(why) => Box::pin(async move { self.lose_server(&why).await.map_err(NoServer::End) }),
             Turn::Recover => {
