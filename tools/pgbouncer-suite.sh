@@ -52,8 +52,8 @@ if [ $# -gt 0 ]; then
     suite binary -n 6 "$@"
 else
     # The binary build of the driver ends this case with a TypeError of its own, with PgBouncer itself too.
-    long=test_prepared.py::test_statement_name_longer_than_pkt_buf
-    suite binary -n 6 --deselect "$long"
-    suite python "$long"
+    long=test_statement_name_longer_than_pkt_buf
+    suite binary -n 6 -k "not $long"
+    suite python test_prepared.py -k "$long"
     [ "$(id -u)" != 0 ] || with_firewall
 fi
