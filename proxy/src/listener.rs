@@ -56,6 +56,11 @@ impl Peer {
         Self::Unix { pid, uid }
     }
 
+    /// Whether it is a process of the system user that this one runs as, over the Unix socket.
+    pub(crate) fn is_own_user(self) -> bool {
+        matches!(self, Self::Unix { uid, .. } if uid == nix::unistd::getuid().as_raw())
+    }
+
     /// As PgBouncer writes an address; `local` is where the client came to.
     pub(crate) fn place(self, local: Option<SocketAddr>) -> String {
         match self {

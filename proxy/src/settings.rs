@@ -18,6 +18,13 @@ pub(crate) const MAX_SETTINGS: usize = 256;
 pub(crate) struct Reported(Arc<Vec<(Arc<str>, Arc<str>)>>);
 
 impl Reported {
+    /// Those that were told of, names and values in turn.
+    pub(crate) fn of(parameters: &[(String, String)]) -> Self {
+        let mut reported = Self::default();
+        parameters.iter().for_each(|(name, value)| reported.set(name, value));
+        reported
+    }
+
     /// Notes one ParameterStatus; beyond [`MAX_REPORTED`] names it is ignored.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         match self.0.iter().position(|(known, _)| &**known == name) {

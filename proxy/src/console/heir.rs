@@ -10,7 +10,6 @@ use super::answer::{self, Formats};
 use super::{Console, sockets};
 use crate::clients::{Replication, State};
 use crate::handover::Passed;
-use crate::listener::Peer;
 use crate::shared::{CONSOLE, Shared};
 
 /// Time for the sessions to answer: each has its turn at once, unless its worker is busy.
@@ -21,10 +20,7 @@ const POLL: Duration = Duration::from_millis(5);
 impl Console {
     /// Whether this is the process that may have the sockets, and nobody else is served meanwhile.
     pub(super) fn is_heir(&self) -> bool {
-        let own = nix::unistd::getuid().as_raw();
-        matches!(self.client.peer, Peer::Unix { uid, .. } if uid == own)
-            && self.worker.shared.is_pgbouncer()
-            && self.worker.shared.is_suspended()
+        self.client.peer.is_own_user() && self.worker.shared.is_pgbouncer() && self.worker.shared.is_suspended()
     }
 
     /// Sends the rows with their sockets.

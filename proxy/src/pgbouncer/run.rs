@@ -63,8 +63,8 @@ fn start(arguments: &Arguments, log: &Log) -> Result<(), String> {
         }
         format!("Cannot open logfile: {why}")
     })?;
-    let of_files = || TlsState::load(&config).err().map(|(_, error)| tls::words(&error));
-    if let Some(why) = tls::mistake(&loaded.settings).map(str::to_owned).or_else(of_files) {
+    let read = || TlsState::load(&config).map(drop).map_err(|(_, error)| error);
+    if let Some(why) = tls::wrong(&loaded.settings, read) {
         say(Level::Error, format_args!("{why}"));
         return Err("TLS setup failed".to_owned());
     }
@@ -79,14 +79,12 @@ fn start(arguments: &Arguments, log: &Log) -> Result<(), String> {
     if in_use.is_some() && !arguments.reboot {
         return Err("unix socket is in use, cannot continue".to_owned());
     }
-    match &in_use {
-        Some(_) => {} // the pid file goes with the other process
-        None => {
-            if arguments.reboot {
-                say(Level::Log, format_args!("old process not found, try to continue normally"));
-            }
-            process::check_pidfile(&settings.pidfile)?;
+    if in_use.is_none() {
+        if arguments.reboot {
+            say(Level::Log, format_args!("old process not found, try to continue normally"));
         }
+        // else it goes with the other process
+        process::check_pidfile(&settings.pidfile)?;
     }
     if arguments.daemon && !process::is_in_background() {
         if settings.pidfile.is_empty() {
@@ -310,8 +308,7 @@ fn reopen(log: &Log, settings: &Settings) {
 fn take(proxy: &Proxy, loaded: &Loaded) -> Result<(Arc<Config>, Option<String>), String> {
     let new = Arc::new(loaded.config().map_err(|error| error.to_string())?);
     let mut notice = None;
-    let of_files = || proxy.reload_tls(&new).err().map(|error| tls::words(&error));
-    if let Some(why) = tls::mistake(&loaded.settings).map(str::to_owned).or_else(of_files) {
+    if let Some(why) = tls::wrong(&loaded.settings, || proxy.reload_tls(&new)) {
         say(Level::Error, format_args!("{why}"));
         say(Level::Error, format_args!("{TLS_NOT_APPLIED}"));
         notice = Some(TLS_NOT_APPLIED.to_owned());

@@ -4,8 +4,14 @@ use super::{AuthType, Settings};
 use crate::config::SslMode;
 use crate::tls::TlsError;
 
+/// What is wrong with the settings, or with the files that they name, which are read only if the settings are good.
+pub(super) fn wrong(settings: &Settings, read: impl FnOnce() -> Result<(), TlsError>) -> Option<String> {
+    let of_files = || read().err().map(|error| words(&error));
+    mistake(settings).map(str::to_owned).or_else(of_files)
+}
+
 /// What is wrong with the settings themselves.
-pub(super) fn mistake(settings: &Settings) -> Option<&'static str> {
+fn mistake(settings: &Settings) -> Option<&'static str> {
     let mode = settings.client_tls_sslmode;
     let lacks = |file: &str| file.is_empty();
     if mode != SslMode::Disable && (lacks(&settings.client_tls_key_file) || lacks(&settings.client_tls_cert_file)) {
@@ -24,7 +30,7 @@ pub(super) fn mistake(settings: &Settings) -> Option<&'static str> {
 }
 
 /// Why the files cannot be used.
-pub(super) fn words(error: &TlsError) -> String {
+fn words(error: &TlsError) -> String {
     let TlsError::File { option, file, said } = error else { return format!("TLS setup failed: {error}") };
     let what = match *option {
         "certificate" => "failed to load certificate file",

@@ -9,10 +9,10 @@ use pgwire::frame;
 use pgwire::frontend::write_query;
 use topology::Address;
 
-use super::server::Prepared;
-use super::{Borrowed, CancelTarget, Control, Origin, Pool, Server, ServerState, Slot};
+use super::open::Opened;
+use super::{Borrowed, CancelTarget, Origin, Pool, Server, ServerState, Slot};
 use crate::handover::{Passed, of_cancel_number};
-use crate::settings::{Reported, Settings};
+use crate::settings::Reported;
 use crate::wire::{Filled, Stream, Wire};
 
 /// Bytes of answers that are kept for the client while it is found out what the server still says.
@@ -23,8 +23,6 @@ impl Pool {
     /// earlier clients is not known: it is reset before the next one has it.
     pub(crate) fn adopt(self: &Arc<Self>, passed: &Passed, stream: Stream, worker: usize) -> Borrowed {
         let (process_id, key) = of_cancel_number(passed.cancel);
-        let mut reported = Reported::default();
-        passed.parameters.iter().for_each(|(name, value)| reported.set(name, value));
         let local = match &stream {
             Stream::Tcp(stream) => stream.local_addr().ok().map(|local| (local.ip().to_string(), local.port())),
             Stream::Unix(_) | Stream::Tls(_) => None,
@@ -45,31 +43,23 @@ impl Pool {
             Stream::Unix(_) => opener.address.clone(),
             Stream::Tcp(_) | Stream::Tls(_) => Address::Tcp(passed.host.clone(), passed.port),
         };
+        let cancel = CancelTarget { address, process_id, key: Bytes::copy_from_slice(&key) };
         let mut state = self.lock();
-        let control = Arc::new(Control::new(origin, state.epoch, &opener.clock));
-        control.enter(ServerState::Active);
+        let opened = Opened {
+            wire: Wire::to_server(stream),
+            reported: Reported::of(&passed.parameters),
+            cancel,
+            origin,
+            epoch: state.epoch,
+            born: opener.watch.samples_begun(),
+        };
+        let server = Server { dirty: true, was_lent: true, ..Server::new(opened, &opener.clock) };
+        server.control.enter(ServerState::Active);
         state.taken += 1;
         self.budgets.iter().for_each(|budget| budget.take_always());
-        state.controls.push(Arc::downgrade(&control));
-        let now = opener.clock.now();
-        let server = Server {
-            wire: Wire::to_server(stream),
-            conversation: pgwire::conversation::Conversation::new(),
-            prepared: Prepared::default(),
-            unnamed: None,
-            reported,
-            applied: Settings::default(),
-            dirty: true,
-            has_rules: false,
-            born: opener.watch.samples_begun(),
-            reign: None,
-            cancel: Arc::new(CancelTarget { address, process_id, key: Bytes::copy_from_slice(&key) }),
-            opened: now,
-            was_lent: true,
-            idle_since: now,
-            _slot: Some(Slot { pool: Arc::downgrade(self), control: Some(control.clone()) }),
-            control,
-        };
+        state.controls.push(Arc::downgrade(&server.control));
+        let slot = Slot { pool: Arc::downgrade(self), control: Some(server.control.clone()) };
+        let server = server.placed(slot);
         Borrowed { server: Some(Box::new(server)), pool: self.clone(), worker }
     }
 }

@@ -71,12 +71,12 @@ enum Next {
 
 /// A server that has just logged in, without a place in a pool.
 pub(crate) struct Opened {
-    wire: Wire,
-    reported: Reported,
-    cancel: CancelTarget,
-    origin: Origin,
-    epoch: u64,
-    born: u64,
+    pub(super) wire: Wire,
+    pub(super) reported: Reported,
+    pub(super) cancel: CancelTarget,
+    pub(super) origin: Origin,
+    pub(super) epoch: u64,
+    pub(super) born: u64,
 }
 
 impl Opener {
@@ -203,10 +203,7 @@ impl Opener {
         let link = Link { end_point: binding.as_deref(), is_private };
         let greeted = auth::login(&mut stream, &parameters, &with, link, &self.hashing).await;
         let greeted = greeted.map_err(|error| self.failure_of(error, address, &origin, terms.is_pgbouncer))?;
-        let mut reported = Reported::default();
-        for (name, value) in &greeted.parameters {
-            reported.set(name, value);
-        }
+        let reported = Reported::of(&greeted.parameters);
         origin.process_id = greeted.process_id;
         let cancel = CancelTarget { address: address.clone(), process_id: greeted.process_id, key: greeted.key };
         let mut wire = Wire::to_server(stream);

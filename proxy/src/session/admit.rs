@@ -78,8 +78,7 @@ impl Admission<'_> {
     /// To the console.
     pub(super) async fn let_in_to_console(self, mut arrived: Arrived) -> Result<Greeted, Refused> {
         let shared = &self.worker.shared;
-        let own = nix::unistd::getuid().as_raw();
-        let is_owner = matches!(self.client.peer, Peer::Unix { uid, .. } if uid == own) && self.user == CONSOLE;
+        let is_owner = self.client.peer.is_own_user() && self.user == CONSOLE;
         let mut out = BytesMut::new();
         let access = if is_owner {
             say(Level::Log, format_args!("{} pgbouncer access from unix socket", self.client));

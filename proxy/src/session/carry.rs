@@ -56,8 +56,7 @@ fn begin(worker: &Rc<Worker>, carried: Carried) -> Result<(), String> {
     let cancel = shared.cancels.register_again(process_id, &key);
     let beginning = Beginning { settings: Settings::default(), route: None, cancel };
     let mut session = Session::new(worker, client, entry, Wire::new(stream), identity, beginning);
-    let mut reported = Reported::default();
-    passed.parameters.iter().for_each(|(name, value)| reported.set(name, value));
+    let mut reported = Reported::of(&passed.parameters);
     if let Some(name) = reported.get("application_name") {
         client.known(|who| who.application_name = name.into());
     }
