@@ -51,6 +51,15 @@ impl Nodes {
         std::fs::read_to_string(self.folder.path().join(format!("n{}.log", node + 1))).unwrap()
     }
 
+    /// Waits until its agent has said this.
+    async fn until_said(&self, node: usize, words: &str) {
+        let started = Instant::now();
+        while !self.log(node).contains(words) {
+            assert!(started.elapsed() < PATIENCE, "n{} does not say {words:?}:\n{}", node + 1, self.log(node));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// As a container is killed: the agent and all of PostgreSQL.
     fn kill(&mut self, node: usize) {
         let data = self.home(node).join("data");
@@ -141,7 +150,7 @@ async fn a_cluster_makes_itself_and_an_old_primary_comes_back_as_a_standby() {
         .until(0, "pg_is_in_recovery() and exists (select from pg_stat_wal_receiver where status = 'streaming')")
         .await;
     nodes.until(1, "exists (select from pg_stat_replication where application_name = 'n1')").await;
-    assert!(nodes.log(0).contains("is a standby of n2"), "{}", nodes.log(0));
+    nodes.until_said(0, "is a standby of n2").await;
     nodes.sql(1, "insert into t values (11)").await;
     nodes.until(0, "(select count(*) from t) = 11").await;
     assert!(!nodes.log(0).contains(PASSWORD) && !nodes.log(1).contains(PASSWORD), "a password is in the log");
@@ -155,11 +164,7 @@ async fn a_lone_old_primary_waits_and_is_stopped_by_sigterm() {
     nodes.kill(1);
     nodes.kill(0);
     nodes.start(0);
-    let started = Instant::now();
-    while !nodes.log(0).contains("one of the others may have been promoted") {
-        assert!(started.elapsed() < PATIENCE, "{}", nodes.log(0));
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    nodes.until_said(0, "one of the others may have been promoted").await;
     assert!(nodes.login(0).connect().await.is_err(), "it was started all the same");
     // its standby still knows it as the primary
     nodes.start(1);
@@ -187,5 +192,5 @@ async fn a_primary_that_was_replaced_while_it_ran_comes_back_as_a_standby() {
         .until(0, "pg_is_in_recovery() and exists (select from pg_stat_wal_receiver where status = 'streaming')")
         .await;
     nodes.until(0, "(select count(*) from t) = 0").await;
-    assert!(nodes.log(0).contains("was replaced as the primary by n2"), "{}", nodes.log(0));
+    nodes.until_said(0, "was replaced as the primary by n2").await;
 }
