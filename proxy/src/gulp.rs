@@ -13,7 +13,7 @@ use crate::socket::set_receive_low_water;
 
 /// Bytes that are worth waking up for in the middle of a long stream. Half of what one read takes: the peer fills the
 /// other half meanwhile.
-const GULP_BYTES: usize = 32 * 1024;
+const GULP_BYTES: usize = 128 * 1024;
 
 /// The longest wait for a gulp: what a long stream may come later by, once.
 const MAX_WAIT: Duration = Duration::from_millis(1);

@@ -16,7 +16,7 @@ use tokio_openssl::SslStream;
 use crate::gulp::Gulps;
 
 /// Bytes of the buffer that a worker lends for one read; a frame up to this size is handled without being copied.
-pub(crate) const SCRATCH_BYTES: usize = 64 * 1024;
+pub(crate) const SCRATCH_BYTES: usize = 256 * 1024;
 
 /// Reads of 4 KiB that are thrown away after our last words.
 const MAX_GOODBYE_READS: usize = 256;
