@@ -225,7 +225,7 @@ pub(crate) fn with_all_hops(key: &[u8]) -> Vec<u8> {
 #[derive(Debug)]
 enum Wait {
     No,
-    Yes(Option<Waker>),
+    Yes(Waker),
     Interrupted,
 }
 
@@ -278,16 +278,21 @@ impl Cancel {
         }
     }
 
-    /// The client waits for a server from now on, or no longer.
-    pub(crate) fn waits(&self, waits: bool) {
-        *lock(&self.wait) = if waits { Wait::Yes(None) } else { Wait::No };
+    /// The client waits for a server from now on: who is woken when the wait is cancelled.
+    pub(crate) fn waits(&self, waker: &Waker) {
+        *lock(&self.wait) = Wait::Yes(waker.clone());
+    }
+
+    /// The client waits no longer.
+    pub(crate) fn waits_no_more(&self) {
+        *lock(&self.wait) = Wait::No;
     }
 
     /// Ready when the wait is cancelled.
     pub(crate) fn poll_interrupted(&self, cx: &mut Context<'_>) -> Poll<()> {
         match &mut *lock(&self.wait) {
             Wait::Interrupted => return Poll::Ready(()),
-            Wait::Yes(waker) => *waker = Some(cx.waker().clone()),
+            Wait::Yes(waker) => waker.clone_from(cx.waker()),
             Wait::No => {}
         }
         Poll::Pending
@@ -300,12 +305,9 @@ impl Cancel {
 
     fn interrupt(&self) {
         let mut wait = lock(&self.wait);
-        if let Wait::Yes(waker) = &mut *wait {
-            let waker = waker.take();
+        if let Wait::Yes(waker) = &*wait {
+            waker.wake_by_ref();
             *wait = Wait::Interrupted;
-            if let Some(waker) = waker {
-                waker.wake();
-            }
         }
     }
 

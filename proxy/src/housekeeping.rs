@@ -54,6 +54,9 @@ pub(crate) async fn keep(worker: Rc<Worker>, phase: watch::Receiver<Phase>) {
 /// Sends a client away whose time is over.
 fn check(shared: &Shared, card: &Card, now: Moment, phase: Phase, limits: &Limits) {
     let (state, since) = card.state();
+    if state == State::Waiting {
+        card.wake(); // its own limits are for it to keep
+    }
     let user = card.user.as_deref();
     let over = |own: Option<Duration>, general: Option<Duration>, since: Moment| {
         let limit = own.filter(|own| !own.is_zero()).or(general);

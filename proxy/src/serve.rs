@@ -234,6 +234,9 @@ async fn follow(shared: Arc<Shared>, cluster: Arc<str>, watch: Watch) {
                 entry.forget_welcomes();
             }
         }
+        if now.epoch > last.epoch || now.primary != last.primary {
+            shared.wake_sessions();
+        }
         // Until there is a primary again the last one counts as what its servers were opened for.
         if now.primary.is_some() || last.primary.is_none() {
             last = now;

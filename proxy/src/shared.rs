@@ -219,7 +219,7 @@ impl Shared {
             }
         }
         self.open_forced_pools();
-        self.gate.send_replace(());
+        self.open_gate();
     }
 
     /// An entry is gone: its clients go too.
@@ -390,7 +390,7 @@ impl Shared {
     pub(crate) fn set_paused(&self, paused: bool) {
         self.paused.store(paused, Ordering::Release);
         self.entries().iter().for_each(|entry| entry.set_paused(paused));
-        self.gate.send_replace(());
+        self.open_gate();
     }
 
     /// Whether clients are not read from.
@@ -403,13 +403,18 @@ impl Shared {
     pub(crate) fn set_suspended(&self, suspended: bool) {
         self.suspended.store(suspended, Ordering::Release);
         self.handover.set_given(false);
-        self.gate.send_replace(());
-        self.keepers.iter().for_each(|keeper| keeper.notify_one());
+        self.open_gate();
     }
 
-    /// Something may have been resumed.
+    /// Something may have been resumed, or paused: every session looks around.
     pub(crate) fn open_gate(&self) {
         self.gate.send_replace(());
+        self.wake_sessions();
+    }
+
+    /// Something happened that a session which waits cannot see: each looks around.
+    pub(crate) fn wake_sessions(&self) {
+        self.keepers.iter().for_each(|keeper| keeper.notify_one());
     }
 
     /// Changes whenever something may have been resumed, or the end was asked for.

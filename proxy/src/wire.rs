@@ -319,6 +319,16 @@ impl Wire {
         self.rest = rest;
     }
 
+    /// Ready when the peer said something, or left; nothing is taken.
+    pub(crate) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let ready = match &self.stream {
+            Stream::Tcp(stream) => stream.poll_read_ready(cx),
+            Stream::Unix(stream) => stream.poll_read_ready(cx),
+            Stream::Tls(stream) => stream.get_ref().poll_read_ready(cx),
+        };
+        ready.map(drop)
+    }
+
     /// Waits until the peer is gone, taking in what it sends meanwhile up to `limit` bytes (then nothing more is read).
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>, scratch: &mut [u8], limit: usize) -> Poll<()> {
         while self.rest.len() < limit {

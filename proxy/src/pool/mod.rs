@@ -10,17 +10,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 use topology::Address;
 
 use crate::entry::Entry;
 use crate::pgbouncer::log::{Level, say};
 use crate::shared::Shared;
+use queue::Waiter;
 
 mod adopt;
 mod control;
 mod failure;
 mod open;
+mod queue;
 pub(crate) mod server;
 mod survey;
 mod terms;
@@ -30,11 +31,10 @@ mod upkeep;
 pub(crate) use control::{Control, Origin, ServerState};
 pub(crate) use failure::Failure;
 pub(crate) use open::{Alone, Opener};
+pub(crate) use queue::Place;
 pub(crate) use server::{CancelTarget, Server};
 pub(crate) use terms::{Budget, Terms};
 
-/// Sessions that may wait for a server of one pool; one more is refused at once.
-const MAX_WAITERS: usize = 100_000;
 /// Wait after a failed attempt, where no other is configured: doubled with each, from the first to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -68,11 +68,6 @@ struct State {
     retry_at: Option<Instant>,
     /// Why the last attempt failed; none: it did not.
     failure: Option<Failure>,
-}
-
-struct Waiter {
-    since: Instant,
-    sender: oneshot::Sender<Result<Box<Server>, Failure>>,
 }
 
 /// The place that a server takes in its pool.
@@ -246,32 +241,6 @@ impl Pool {
             return None;
         }
         server.listen_idle().then_some(server)
-    }
-
-    /// A server of this epoch, in the order of asking. Cancelled by dropping.
-    ///
-    /// # Errors
-    /// The queue is full, or PostgreSQL itself refused the login. A node that cannot be reached is no error here: the
-    /// caller decides how long to wait.
-    pub(crate) async fn borrow(self: &Arc<Self>, worker: usize, epoch: u64) -> Result<Borrowed, Failure> {
-        loop {
-            let receiver = {
-                let mut state = self.lock();
-                state.epoch = state.epoch.max(epoch);
-                if state.waiters.len() >= MAX_WAITERS {
-                    return Err(Failure::QueueFull { waiting: state.waiters.len() });
-                }
-                let (sender, receiver) = oneshot::channel();
-                state.waiters.push_back(Waiter { since: Instant::now(), sender });
-                receiver
-            };
-            self.open_if_needed();
-            let server = receiver.await.unwrap_or(Err(Failure::Closed))?;
-            if server.control.epoch.load(Ordering::Relaxed) >= epoch && !server.control.is_revoked() {
-                server.control.enter(ServerState::Active);
-                return Ok(Borrowed { server: Some(server), pool: self.clone(), worker });
-            }
-        }
     }
 
     /// Gives a server to whoever waits longest, or keeps it.

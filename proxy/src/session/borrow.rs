@@ -1,26 +1,26 @@
 //! From a client's first message to a server that may take it: choosing the node, holding, borrowing.
 
 use std::future::poll_fn;
-use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
-use std::time::Duration;
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
 
 use pgwire::backend;
 use pgwire::conversation::TransactionStatus;
 use pgwire::report::{Report, View};
 use pgwire::sqlstate;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 use topology::Topology;
 
 use super::lost::Lost;
+use super::queue::{Need, Waiting};
 use super::requests::Frame;
 use super::turn::{End, Turn};
 use super::{Asked, Session, say};
 use crate::error::Denial;
-use crate::pool::{Borrowed, Failure, Pool};
+use crate::pool::{Borrowed, Failure, Place, Pool};
 use crate::routing::{self, Choice, ReplicaPolicy, Route};
 use crate::shared::Shared;
 use crate::stats::Counted;
@@ -29,6 +29,7 @@ use crate::stats::Counted;
 const HELD_BYTES_PER_CLIENT: usize = 64 * 1024;
 
 /// Why the client's next transaction got no server.
+#[derive(Debug)]
 pub(super) enum NoServer {
     /// The client is told, and stays.
     Told(Report),
@@ -59,16 +60,18 @@ impl Session {
         }
         let asked = self.asks(frame, behind);
         if self.lost == Lost::Told {
-            return Err(Turn::Need(Asked::primary()));
+            return Err(Turn::Need(Need { asked: Asked::primary(), at: None }));
         }
         if self.entry.is_paused() {
-            return Err(Turn::Need(asked));
+            return Err(Turn::Need(Need { asked, at: None }));
         }
         let (node, epoch) = match self.entry.alone {
             Some(epoch) => (0, epoch),
             None => {
                 let topology = self.entry.watch.now();
-                let Choice::Node(node) = self.choose(&topology, &asked) else { return Err(Turn::Need(asked)) };
+                let Choice::Node(node) = self.choose(&topology, &asked) else {
+                    return Err(Turn::Need(Need { asked, at: None }));
+                };
                 (node, topology.epoch)
             }
         };
@@ -78,7 +81,7 @@ impl Session {
         let borrowed = self.pools[node].as_ref().and_then(|pool| pool.try_borrow(self.worker.index, epoch));
         match borrowed {
             Some(server) => self.take(server, node).map(|()| true),
-            None => Err(Turn::Need(asked)),
+            None => Err(Turn::Need(Need { asked, at: Some((node, epoch)) })),
         }
     }
 
@@ -99,7 +102,7 @@ impl Session {
             return;
         }
         let begun = self.entry.watch.samples_begun();
-        if self.on_primary {
+        if self.entry.watch.now().primary == Some(self.node) {
             self.read_after.used_primary(begun);
         } else {
             self.read_after.used_standby(self.node, begun);
@@ -107,7 +110,7 @@ impl Session {
     }
 
     /// Makes a borrowed server the session's; `Turn::Bring` if it is not as the session left its last one.
-    fn take(&mut self, mut server: Borrowed, node: usize) -> Result<(), Turn> {
+    pub(super) fn take(&mut self, mut server: Borrowed, node: usize) -> Result<(), Turn> {
         self.cancel.begin(&server.cancel);
         if !self.logs_in {
             self.count(Counted::Assignments, 1);
@@ -128,22 +131,28 @@ impl Session {
 
     /// Waits for a server, in the order of asking; while there is no primary, for one of those.
     pub(super) async fn acquire(&mut self, asked: &Asked) -> Result<(), NoServer> {
-        self.cancel.waits(true);
-        let outcome = self.wait_for_server(asked).await;
-        self.cancel.waits(false);
+        let waiting = self.waiting.take();
+        if waiting.is_none() {
+            self.cancel.waits(Waker::noop());
+        }
+        let outcome = self.wait_for_server(asked, waiting).await;
+        self.cancel.waits_no_more();
         outcome
     }
 
-    async fn wait_for_server(&mut self, asked: &Asked) -> Result<(), NoServer> {
+    async fn wait_for_server(&mut self, asked: &Asked, waiting: Option<Box<Waiting>>) -> Result<(), NoServer> {
         let config = self.worker.shared.config();
         let limits = &config.limits;
-        let Some(_held) = self.worker.shared.hold() else {
+        let (mut place, begun, held) = match waiting {
+            Some(waiting) => (Some(waiting.place), waiting.since, Some(waiting.held)),
+            None => (None, Instant::now(), self.worker.shared.hold()),
+        };
+        let Some(_held) = held else {
             let why = self.entry.watch.now().why.to_string();
             return Err(NoServer::Told(Denial::TooManyHeld(why).report(false)));
         };
         self.card.waiting();
         let mut held_bytes = HeldBytes { shared: self.worker.shared.clone(), bytes: 0 };
-        let begun = Instant::now();
         let mut changes = self.entry.watch.subscribe();
         let mut gate = self.worker.shared.gate();
         let mut counted = false;
@@ -160,15 +169,17 @@ impl Session {
                 self.entry.watch.count_held();
             }
             let is_paused = self.entry.is_paused();
-            let pool = self.pool_to_wait_for(node.filter(|_| !is_paused))?;
-            let index = self.worker.index;
-            let mut borrowing = pin!(async {
-                match &pool {
-                    Some(pool) => pool.borrow(index, topology.epoch).await,
-                    None => std::future::pending().await,
-                }
-            });
             // The place in the queue is kept as long as it is the right queue.
+            place = match self.pool_to_wait_for(node.filter(|_| !is_paused))? {
+                None => None,
+                Some(pool) => match place.filter(|place| place.is_in(&pool, topology.epoch)) {
+                    Some(place) => Some(place),
+                    None => match pool.queue(self.worker.index, topology.epoch, begun) {
+                        Ok(place) => Some(place),
+                        Err(failure) => return Err(self.told_of(failure)),
+                    },
+                },
+            };
             while self.entry.is_paused() == is_paused && !self.entry.is_removed() {
                 let (worker, client) = (self.worker.clone(), &mut self.client);
                 let (card, cancel) = (&self.card, &self.cancel);
@@ -184,18 +195,18 @@ impl Session {
                 });
                 tokio::select! {
                     biased;
-                    borrowed = &mut borrowing => {
+                    served = come(&mut place) => {
                         self.count_time(Counted::WaitTime, begun.elapsed());
-                        return self.borrowed(borrowed, node.unwrap_or(0));
+                        return self.borrowed(served, node.unwrap_or(0));
                     }
                     () = next(&mut changes) => break,
                     _ = gate.changed() => {}
-                    () = sleep_until(notice.unwrap_or(deadline)), if notice.is_some() => {
+                    () = sleep_until(notice.unwrap_or(deadline).into()), if notice.is_some() => {
                         notice = None;
                         self.tell_of_queue();
                     }
                     () = leaving => return Err(self.left_the_queue()),
-                    () = sleep_until(deadline) => return Err(self.out_of_time(&topology, node, begun)),
+                    () = sleep_until(deadline.into()) => return Err(self.out_of_time(&topology, node, begun)),
                 }
             }
         }
@@ -256,24 +267,27 @@ impl Session {
         let _ = poll_once(|cx| self.client.poll_flush(cx));
     }
 
-    fn borrowed(&mut self, borrowed: Result<Borrowed, Failure>, node: usize) -> Result<(), NoServer> {
-        match borrowed {
-            Ok(server) => {
-                let _ = self.take(server, node); // it is brought to the session's settings in any case
-                Ok(())
+    fn borrowed(&mut self, served: Result<Borrowed, Failure>, node: usize) -> Result<(), NoServer> {
+        let server = served.map_err(|failure| self.told_of(failure))?;
+        let _ = self.take(server, node); // it is brought to the session's settings in any case
+        Ok(())
+    }
+
+    /// What a failure of the pool means for the client.
+    pub(super) fn told_of(&self, failure: Failure) -> NoServer {
+        match failure {
+            Failure::Refused { body, .. } if self.is_plain && !self.logs_in => {
+                NoServer::End(End::SentAway(Denial::Told(View::new(&body).message().into_owned())))
             }
-            Err(Failure::Refused { body, .. }) if self.is_plain && !self.logs_in => {
-                Err(NoServer::End(End::SentAway(Denial::Told(View::new(&body).message().into_owned()))))
+            Failure::Refused { body, .. } => NoServer::Words(body),
+            Failure::Login(report) if self.is_plain => {
+                NoServer::End(End::SentAway(Denial::Told(report.message().to_owned())))
             }
-            Err(Failure::Refused { body, .. }) => Err(NoServer::Words(body)),
-            Err(Failure::Login(report)) if self.is_plain => {
-                Err(NoServer::End(End::SentAway(Denial::Told(report.message().to_owned()))))
+            Failure::Login(report) => NoServer::Told(*report),
+            Failure::QueueFull { .. } | Failure::Unreachable(_) => {
+                NoServer::Told(Report::error(sqlstate::TOO_MANY_CONNECTIONS, failure.to_string()))
             }
-            Err(Failure::Login(report)) => Err(NoServer::Told(*report)),
-            Err(failure @ (Failure::QueueFull { .. } | Failure::Unreachable(_))) => {
-                Err(NoServer::Told(Report::error(sqlstate::TOO_MANY_CONNECTIONS, failure.to_string())))
-            }
-            Err(Failure::Closed) => Err(NoServer::End(End::SentAway(Denial::ShuttingDown))),
+            Failure::Closed => NoServer::End(End::SentAway(Denial::ShuttingDown)),
         }
     }
 
@@ -296,7 +310,7 @@ impl Session {
 
 /// Polls once, without waiting for more.
 fn poll_once<T>(mut poll: impl FnMut(&mut std::task::Context<'_>) -> Poll<T>) -> Poll<T> {
-    poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+    poll(&mut std::task::Context::from_waker(Waker::noop()))
 }
 
 /// What a waiting client has sent, counted in with the others'.
@@ -322,6 +336,14 @@ impl HeldBytes {
 impl Drop for HeldBytes {
     fn drop(&mut self) {
         self.set(0);
+    }
+}
+
+/// Waits for the server that comes to a place; for ever without one.
+async fn come(place: &mut Option<Place>) -> Result<Borrowed, Failure> {
+    match place {
+        Some(place) => place.await,
+        None => std::future::pending().await,
     }
 }
 

@@ -29,6 +29,7 @@ mod hand_over;
 mod login;
 mod lost;
 pub(crate) mod note;
+mod queue;
 mod replicate;
 mod replies;
 mod requests;
@@ -62,6 +63,7 @@ use doubt::Doubt;
 use effects::Portals;
 use login::Login;
 use lost::Lost;
+use queue::Waiting;
 use statements::Names;
 use turn::{End, Turn};
 use units::Units;
@@ -136,6 +138,8 @@ pub(crate) struct Session {
     card: Rc<Card>,
     cancel: Registered,
 
+    /// It waits for a server.
+    waiting: Option<Box<Waiting>>,
     client: Wire,
     /// The client's leftover has not been looked at since a server was borrowed or given back.
     client_rest_is_fresh: bool,
@@ -147,8 +151,6 @@ pub(crate) struct Session {
     server: Option<Borrowed>,
     /// The node of the server on loan, or of the last one.
     node: usize,
-    /// It was lent as the primary.
-    on_primary: bool,
     /// Bytes of the server's message in work that are still to come.
     server_passes: usize,
     /// What goes to the client in place of the server's message in work.
@@ -167,7 +169,7 @@ pub(crate) struct Session {
     held_goes: bool,
     weak_reported: bool,
     /// What the server said last before it went away.
-    last_words: Option<String>,
+    last_words: Option<Box<str>>,
 
     /// What the statement in work is, if that was asked already.
     known_class: Option<Class>,
@@ -225,7 +227,8 @@ impl Session {
     /// What the session seldom waits for, in a box of its own that goes afterwards: an idle client is no larger for it.
     fn meet(&mut self, turn: Turn) -> Result<Met<'_>, End> {
         Ok(match turn {
-            Turn::Need(asked) => Box::pin(self.acquire_and_bring(asked)),
+            Turn::Need(need) => Box::pin(self.acquire_and_bring(need.asked)),
+            Turn::Refused(why) => Box::pin(ready(Err(*why))),
             Turn::Bring => Box::pin(self.bring()),
             Turn::Restore => Box::pin(self.restore()),
             Turn::Lost(why) if self.is_plain => {

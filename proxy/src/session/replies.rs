@@ -258,7 +258,7 @@ impl Session {
             self.soil();
         }
         if report.is_fatal() {
-            self.last_words = Some(report.message().into_owned());
+            self.last_words = Some(report.message().into());
         }
     }
 

@@ -104,7 +104,7 @@ impl Session {
                 Ended::Unknown(format!("transaction {xid} could not be looked up within {limit:?}"))
             }
         };
-        self.cancel.waits(false);
+        self.cancel.waits_no_more();
         // Whoever was asked goes back to its pool.
         self.server = None;
         self.cancel.end();

@@ -11,7 +11,9 @@ use bytes::BytesMut;
 use pgwire::conversation::{Asker, Request};
 use pgwire::frontend::write_query;
 
-use super::{Asked, Mode, Session};
+use super::borrow::NoServer;
+use super::queue::Need;
+use super::{Mode, Session};
 use crate::error::Denial;
 use crate::wire::Filled;
 
@@ -21,8 +23,10 @@ const MAX_OWED: usize = 10_000;
 /// Why the arms came to rest.
 #[derive(Debug)]
 pub(super) enum Turn {
-    /// The client's next transaction needs a server, and none can be had without waiting.
-    Need(Asked),
+    /// The client's next transaction needs a server, and has to wait for it with care.
+    Need(Need),
+    /// It gets none.
+    Refused(Box<NoServer>),
     /// A server was borrowed, and has to be brought to the session's settings first.
     Bring,
     /// The client reset what it had asked for at its login: that is made again first.
@@ -56,6 +60,13 @@ impl Session {
         let worker = self.worker.clone();
         let scratch = &mut **worker.scratch.borrow_mut();
         self.card.register(cx.waker());
+        if self.waiting.is_some() {
+            match self.poll_queue(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(turn)) => return Poll::Ready(turn),
+                Poll::Pending => return Poll::Ready(self.look_around()),
+            }
+        }
         loop {
             let suspended = self.card.given.get() != 0 || self.worker.shared.is_suspended();
             if suspended && let Some(poll) = self.poll_suspended() {
@@ -64,8 +75,14 @@ impl Session {
             if let Some(denial) = self.card.kill() {
                 return Poll::Ready(Turn::End(End::SentAway(denial)));
             }
-            if let Err(turn) = self.pump_client(cx, scratch, suspended) {
-                return Poll::Ready(turn);
+            match self.pump_client(cx, scratch, suspended) {
+                Ok(()) => {}
+                Err(Turn::Need(need)) => match self.queue_up(cx, need) {
+                    Ok(()) if self.waiting.is_some() => return Poll::Pending,
+                    Ok(()) => continue,
+                    Err(turn) => return Poll::Ready(turn),
+                },
+                Err(turn) => return Poll::Ready(turn),
             }
             match self.pump_server(cx, scratch) {
                 Err(turn) => return Poll::Ready(turn),
