@@ -169,17 +169,7 @@ impl Session {
                 self.entry.watch.count_held();
             }
             let is_paused = self.entry.is_paused();
-            // The place in the queue is kept as long as it is the right queue.
-            place = match self.pool_to_wait_for(node.filter(|_| !is_paused))? {
-                None => None,
-                Some(pool) => match place.filter(|place| place.is_in(&pool, topology.epoch)) {
-                    Some(place) => Some(place),
-                    None => match pool.queue(self.worker.index, topology.epoch, begun) {
-                        Ok(place) => Some(place),
-                        Err(failure) => return Err(self.told_of(failure)),
-                    },
-                },
-            };
+            place = self.place_in_queue(place, node.filter(|_| !is_paused), topology.epoch, begun)?;
             while self.entry.is_paused() == is_paused && !self.entry.is_removed() {
                 let (worker, client) = (self.worker.clone(), &mut self.client);
                 let (card, cancel) = (&self.card, &self.cancel);
@@ -210,6 +200,21 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// A place in the right queue, if there is one: the same as long as it is the same queue.
+    fn place_in_queue(
+        &mut self,
+        place: Option<Place>,
+        node: Option<usize>,
+        epoch: u64,
+        since: Instant,
+    ) -> Result<Option<Place>, NoServer> {
+        let Some(pool) = self.pool_to_wait_for(node)? else { return Ok(None) };
+        if let Some(place) = place.filter(|place| place.is_in(&pool, epoch)) {
+            return Ok(Some(place));
+        }
+        pool.queue(self.worker.index, epoch, since).map(Some).map_err(|failure| self.told_of(failure))
     }
 
     /// The pool whose queue is the right one; `None` while there is none, or nothing is lent.

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use super::turn::Turn;
 use super::{Asked, Session};
-use crate::pool::Place;
 use crate::counts::Counted as Held;
+use crate::pool::Place;
 use crate::stats::Counted;
 
 /// Limits of a wait below this are looked after from its beginning: housekeeping is too slow for them.
