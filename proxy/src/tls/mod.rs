@@ -96,7 +96,8 @@ struct Files<'a> {
 }
 
 /// What both sides have in common: protocol versions as PostgreSQL's defaults, no compression, no renegotiation, and
-/// buffers that are given back while a connection is idle.
+/// buffers that are given back while a connection is idle. What has come is read at once, instead of a header, then its
+/// record, and then nothing.
 fn builder(method: SslMethod) -> Result<SslContextBuilder, TlsError> {
     let mut builder = SslContext::builder(method)?;
     builder.set_min_proto_version(Some(SslVersion::TLS1_2))?;
@@ -104,6 +105,7 @@ fn builder(method: SslMethod) -> Result<SslContextBuilder, TlsError> {
     builder.set_mode(
         Flags::AUTO_RETRY | Flags::ACCEPT_MOVING_WRITE_BUFFER | Flags::ENABLE_PARTIAL_WRITE | Flags::RELEASE_BUFFERS,
     );
+    builder.set_read_ahead(true);
     Ok(builder)
 }
 
