@@ -23,6 +23,7 @@ mod listener;
 pub mod log;
 pub mod node;
 pub mod pgbouncer;
+mod plain;
 mod pool;
 pub mod routing;
 pub mod run;
