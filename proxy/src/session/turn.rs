@@ -75,19 +75,20 @@ impl Session {
             if let Some(denial) = self.card.kill() {
                 return Poll::Ready(Turn::End(End::SentAway(denial)));
             }
-            match self.pump_client(cx, scratch, suspended) {
-                Ok(()) => {}
+            let listens = match self.pump_client(cx, scratch, suspended) {
+                Ok(listens) => listens,
                 Err(Turn::Need(need)) => match self.queue_up(cx, need) {
                     Ok(()) if self.waiting.is_some() => return Poll::Pending,
                     Ok(()) => continue,
                     Err(turn) => return Poll::Ready(turn),
                 },
                 Err(turn) => return Poll::Ready(turn),
-            }
+            };
             match self.pump_server(cx, scratch) {
                 Err(turn) => return Poll::Ready(turn),
-                Ok(Released::Yes) => {} // the client's next transaction may stand in line already
-                Ok(Released::No) => {
+                // The client's next transaction may stand in line already.
+                Ok(Released::Yes) if !listens || self.client_rest_is_fresh || self.client.backlog() > 0 => {}
+                Ok(_) => {
                     self.card.client.behind.store(self.is_behind(), Ordering::Relaxed);
                     return Poll::Pending;
                 }
@@ -101,11 +102,11 @@ impl Session {
         self.client.backlog() > 0 || self.server.as_ref().is_some_and(|server| server.wire.backlog() > 0)
     }
 
-    /// Client to server, until one of the two has to be waited for.
-    fn pump_client(&mut self, cx: &mut Context<'_>, scratch: &mut [u8], suspended: bool) -> Result<(), Turn> {
+    /// Client to server, until one of the two has to be waited for; `true` if it is the client, which has said no more.
+    fn pump_client(&mut self, cx: &mut Context<'_>, scratch: &mut [u8], suspended: bool) -> Result<bool, Turn> {
         loop {
             if !self.may_read_client(cx)? || suspended {
-                return Ok(());
+                return Ok(false);
             }
             if self.client_rest_is_fresh {
                 self.client_rest_is_fresh = false;
@@ -114,7 +115,7 @@ impl Session {
                 continue;
             }
             match self.client.poll_fill(cx, scratch) {
-                Poll::Pending => return Ok(()),
+                Poll::Pending => return Ok(true),
                 Poll::Ready(Ok(Filled::Scratch(length))) => {
                     let (used, result) = self.client_bytes(cx, &scratch[..length]);
                     self.client.keep(&scratch[used..length]);
