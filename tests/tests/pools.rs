@@ -76,6 +76,31 @@ fn who_comes_first_is_served_first() {
 }
 
 #[test]
+fn who_leaves_the_queue_is_not_served() {
+    harness::run(60, async {
+        let config = |config: Config| config.set("database.app.pool_size", 1).set("auth.method", "trust");
+        let (_node, pgsteady) = started(config).await;
+        let holder = pgsteady.endpoint().client().await;
+        holder.batch_execute("CREATE TABLE turns (who int)").await.expect("a table");
+        let mut waiting = Vec::new();
+        for _ in 0..20 {
+            waiting.push(Raw::login(pgsteady.port(), "app", "app").await);
+        }
+        holder.batch_execute("BEGIN; SELECT 1").await.expect("the only server");
+        for (who, client) in waiting.iter_mut().enumerate() {
+            client.send(&query(&format!("INSERT INTO turns VALUES ({who})"))).await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let last = waiting.split_off(19).pop();
+        drop(waiting);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        holder.batch_execute("COMMIT").await.expect("the holder lets go");
+        last.expect("the last of them stays").until(b'Z').await;
+        assert_eq!(value(&holder, "SELECT string_agg(who::text, ' ') FROM turns").await, "19");
+    });
+}
+
+#[test]
 fn a_wait_ends_at_its_limit_with_an_error_and_the_client_goes_on() {
     harness::run(60, async {
         let config = |config: Config| config.set("database.app.pool_size", 1).set("limits.query_wait_timeout", "500ms");

@@ -203,8 +203,14 @@ async fn stop_in_checkpoint(server: &common::Server) -> Pid {
         // how soon it begins, and how long it takes, is the machine's affair
         tokio::time::sleep(Duration::from_millis(1 + attempt % 12)).await;
         kill(pid, Signal::SIGSTOP).unwrap();
-        let wait: Option<String> = client.query_one(about, &[]).await.unwrap().get(1);
-        if wait.as_deref() != Some("CheckpointerMain") {
+        // Stopped with a lock in its hands that others need, it is of no use: nobody could do anything.
+        let look = tokio::time::timeout(SECOND / 2, async {
+            let wait: Option<String> = client.query_one(about, &[]).await.unwrap().get(1);
+            client.batch_execute("INSERT INTO dirty VALUES (0)").await.unwrap();
+            server.connect().await.batch_execute("SELECT count(*) FROM dirty").await.unwrap();
+            wait.as_deref() != Some("CheckpointerMain")
+        });
+        if look.await == Ok(true) {
             return pid;
         }
         kill(pid, Signal::SIGCONT).unwrap();
