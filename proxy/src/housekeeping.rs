@@ -25,15 +25,19 @@ pub(crate) async fn keep(worker: Rc<Worker>, phase: watch::Receiver<Phase>) {
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let keeper = worker.shared.keepers[worker.index].clone();
     loop {
-        tokio::select! {
+        let is_round = tokio::select! {
             _ = tick.tick() => {
                 worker.shared.clock.tick();
                 if worker.index == 0 {
                     keep_pools(&worker.shared);
                 }
+                true
             }
-            () = keeper.notified() => worker.cards().iter().for_each(|card| card.wake()),
-        }
+            () = keeper.notified() => {
+                worker.cards().iter().for_each(|card| card.wake());
+                false
+            }
+        };
         let now = worker.shared.clock.now();
         let cards = worker.cards();
         let phase = *phase.borrow();
@@ -45,7 +49,8 @@ pub(crate) async fn keep(worker: Rc<Worker>, phase: watch::Receiver<Phase>) {
         for card in cards {
             match card.client.take_end() {
                 Some(denial) => card.send_away(denial),
-                None => check(&worker.shared, &card, now, phase, &limits),
+                None if is_round => check(&worker.shared, &card, now, phase, &limits),
+                None => {}
             }
         }
     }
