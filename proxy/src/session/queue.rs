@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use super::turn::Turn;
@@ -65,10 +65,12 @@ impl Session {
 
     /// Ready when the wait is over, one way or the other.
     pub(super) fn poll_queue(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Turn>> {
-        let Some(waiting) = &mut self.waiting else { return Poll::Ready(Ok(())) };
-        let served = ready!(Pin::new(&mut waiting.place).poll(cx));
-        let (node, epoch, since) = (waiting.node, waiting.epoch, waiting.since);
-        let asked = self.waiting.take().map_or_else(Asked::primary, |waiting| waiting.asked);
+        let Some(mut waiting) = self.waiting.take() else { return Poll::Ready(Ok(())) };
+        let Poll::Ready(served) = Pin::new(&mut waiting.place).poll(cx) else {
+            self.waiting = Some(waiting);
+            return Poll::Pending;
+        };
+        let Waiting { asked, node, epoch, since, .. } = *waiting;
         self.cancel.waits_no_more();
         self.count_time(Counted::WaitTime, since.elapsed());
         Poll::Ready(match served {
