@@ -412,7 +412,7 @@ impl Shared {
         self.wake_sessions();
     }
 
-    /// Something happened that a session which waits cannot see: each looks around.
+    /// Every session looks around: something happened that it cannot see by itself.
     pub(crate) fn wake_sessions(&self) {
         self.keepers.iter().for_each(|keeper| keeper.notify_one());
     }

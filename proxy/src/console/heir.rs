@@ -49,7 +49,7 @@ impl Console {
 async fn given(shared: &Shared) -> Vec<Passed> {
     let handover = &shared.handover;
     handover.ask();
-    shared.keepers.iter().for_each(|keeper| keeper.notify_one());
+    shared.wake_sessions();
     let deadline = Instant::now() + PATIENCE;
     let keeps_silent = |client: &crate::clients::Client| {
         let who = client.who();

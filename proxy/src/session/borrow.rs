@@ -60,17 +60,17 @@ impl Session {
         }
         let asked = self.asks(frame, behind);
         if self.lost == Lost::Told {
-            return Err(Turn::Need(Need { asked: Asked::primary(), at: None }));
+            return Err(Turn::Need(Need::with_care(Asked::primary())));
         }
         if self.entry.is_paused() {
-            return Err(Turn::Need(Need { asked, at: None }));
+            return Err(Turn::Need(Need::with_care(asked)));
         }
         let (node, epoch) = match self.entry.alone {
             Some(epoch) => (0, epoch),
             None => {
                 let topology = self.entry.watch.now();
                 let Choice::Node(node) = self.choose(&topology, &asked) else {
-                    return Err(Turn::Need(Need { asked, at: None }));
+                    return Err(Turn::Need(Need::with_care(asked)));
                 };
                 (node, topology.epoch)
             }

@@ -27,6 +27,13 @@ pub(super) struct Need {
     pub(super) at: Option<(usize, u64)>,
 }
 
+impl Need {
+    /// More has to be thought of than whose turn it is.
+    pub(super) fn with_care(asked: Asked) -> Self {
+        Self { asked, at: None }
+    }
+}
+
 /// A wait that goes on.
 pub(super) struct Waiting {
     asked: Asked,
@@ -75,7 +82,7 @@ impl Session {
         self.count_time(Counted::WaitTime, since.elapsed());
         Poll::Ready(match served {
             // Dropped, the server is the next one's; who was paused, or has another primary, waits with care.
-            Ok(_) if self.entry.is_paused() || !self.is_still(epoch) => Err(Turn::Need(Need { asked, at: None })),
+            Ok(_) if self.entry.is_paused() || !self.is_still(epoch) => Err(Turn::Need(Need::with_care(asked))),
             Ok(server) => {
                 self.client_rest_is_fresh = self.client.has_rest();
                 self.take(server, node)
@@ -91,6 +98,6 @@ impl Session {
     /// Something happened to one who waits: it waits on with care.
     pub(super) fn look_around(&self) -> Turn {
         let asked = self.waiting.as_ref().map_or_else(Asked::primary, |waiting| waiting.asked.clone());
-        Turn::Need(Need { asked, at: None })
+        Turn::Need(Need::with_care(asked))
     }
 }
