@@ -45,6 +45,25 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// The runtime of this thread watches the socket from now on, under another number (descriptor): tokio leaves no
+    /// other way that also serves TLS.
+    fn watch_here(&mut self) -> io::Result<()> {
+        match self {
+            Stream::Tcp(stream) => *stream = tcp_here(stream)?,
+            Stream::Tls(stream) => *stream.get_mut() = tcp_here(stream.get_ref())?,
+            Stream::Unix(stream) => {
+                *stream = UnixStream::from_std(stream.as_fd().try_clone_to_owned()?.into())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn tcp_here(stream: &TcpStream) -> io::Result<TcpStream> {
+    TcpStream::from_std(stream.as_fd().try_clone_to_owned()?.into())
+}
+
 impl AsyncRead for Stream {
     #[inline]
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -128,6 +147,15 @@ impl Wire {
     /// The stream itself: while nothing but the handshake uses it.
     pub(crate) fn stream_mut(&mut self) -> &mut Stream {
         &mut self.stream
+    }
+
+    /// The runtime of this thread watches the socket from now on.
+    ///
+    /// # Errors
+    /// As the operating system says; then the one that watched it before goes on.
+    #[cold]
+    pub(crate) fn watch_here(&mut self) -> io::Result<()> {
+        self.stream.watch_here()
     }
 
     /// The socket, where whoever has it could go on: not below TLS.

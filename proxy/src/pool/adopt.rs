@@ -10,7 +10,7 @@ use pgwire::frontend::write_query;
 use topology::Address;
 
 use super::open::Opened;
-use super::{Borrowed, CancelTarget, Origin, Pool, Server, ServerState, Slot};
+use super::{Borrowed, CancelTarget, Origin, Pool, Server, Slot};
 use crate::handover::{Passed, of_cancel_number};
 use crate::settings::Reported;
 use crate::wire::{Filled, Stream, Wire};
@@ -54,13 +54,12 @@ impl Pool {
             born: opener.watch.samples_begun(),
         };
         let server = Server { dirty: true, was_lent: true, ..Server::new(opened, &opener.clock) };
-        server.control.enter(ServerState::Active);
         state.taken += 1;
         self.budgets.iter().for_each(|budget| budget.take_always());
         state.controls.push(Arc::downgrade(&server.control));
         let slot = Slot { pool: Arc::downgrade(self), control: Some(server.control.clone()) };
         let server = server.placed(slot);
-        Borrowed { server: Some(Box::new(server)), pool: self.clone(), worker }
+        Borrowed::new(Box::new(server), self.clone(), worker)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The servers for one database entry, one user and one node: borrowed in the order of asking, given back by `Drop`.
 //!
-//! Idle servers are kept by worker, so that a session finds one whose socket its own runtime watches; the limit and
-//! the queue are one for all workers.
+//! Idle servers are kept by the worker whose runtime watches their socket, so that a session finds one of its own; one
+//! that is borrowed by another worker moves to it. The limit and the queue are one for all workers.
 
 use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
@@ -15,7 +15,7 @@ use topology::Address;
 use crate::entry::Entry;
 use crate::pgbouncer::log::{Level, say};
 use crate::shared::Shared;
-use queue::Waiter;
+use queue::Queue;
 
 mod adopt;
 mod control;
@@ -59,7 +59,7 @@ struct State {
     /// Of those, the ones being opened.
     opening: usize,
     /// Who waits, first come first.
-    waiters: VecDeque<Waiter>,
+    waiters: Queue,
     /// Servers of an older epoch are closed.
     epoch: u64,
     /// The controls of all servers that exist.
@@ -110,7 +110,6 @@ impl Drop for Opening {
 pub(crate) struct Borrowed {
     server: Option<Box<Server>>,
     pool: Arc<Pool>,
-    worker: usize,
 }
 
 impl Deref for Borrowed {
@@ -129,6 +128,13 @@ impl DerefMut for Borrowed {
 }
 
 impl Borrowed {
+    /// Lends it to a session of this worker, on which this is called.
+    fn new(mut server: Box<Server>, pool: Arc<Pool>, worker: usize) -> Self {
+        server.control.enter(ServerState::Active);
+        server.move_to(worker);
+        Self { server: Some(server), pool }
+    }
+
     /// Takes the server out of the loan: it will not go back by itself.
     pub(crate) fn into_server(mut self) -> (Box<Server>, Arc<Pool>) {
         let server = self.server.take().expect("a loan holds its server until it is dropped");
@@ -146,7 +152,7 @@ impl Drop for Borrowed {
         let Some(server) = self.server.take() else { return };
         let whole = server.conversation.at_rest() && server.wire.backlog() == 0;
         if whole && !server.dirty && !server.control.is_revoked() {
-            self.pool.give_back(server, self.worker);
+            self.pool.give_back(server);
         }
     }
 }
@@ -165,7 +171,7 @@ impl Pool {
             idle: (0..shared.workers()).map(|_| VecDeque::new()).collect(),
             taken: 0,
             opening: 0,
-            waiters: VecDeque::new(),
+            waiters: Queue::new(shared.workers()),
             epoch: 0,
             controls: Vec::new(),
             retry_at: None,
@@ -226,8 +232,7 @@ impl Pool {
                 }
             };
             if let Some(server) = self.fit(server, epoch) {
-                server.control.enter(ServerState::Active);
-                return Some(Borrowed { server: Some(server), pool: self.clone(), worker });
+                return Some(Borrowed::new(server, self.clone(), worker));
             }
         }
     }
@@ -244,14 +249,14 @@ impl Pool {
     }
 
     /// Gives a server to whoever waits longest, or keeps it.
-    fn give_back(&self, mut server: Box<Server>, worker: usize) {
+    fn give_back(&self, mut server: Box<Server>) {
         server.idle_since = self.opener.clock.now();
         server.control.link.store(0, Ordering::Relaxed);
         server.control.enter(ServerState::Idle);
-        self.keep(server, worker);
+        self.keep(server);
     }
 
-    fn keep(&self, mut server: Box<Server>, worker: usize) {
+    fn keep(&self, mut server: Box<Server>) {
         server.wire.settle();
         let mut state = self.lock();
         if let Some(why) = self.must_close(&server, &state) {
@@ -259,8 +264,9 @@ impl Pool {
             drop(state); // the slot locks again
             return;
         }
-        while let Some(waiter) = state.waiters.pop_front() {
-            match waiter.sender.send(Ok(server)) {
+        let worker = server.worker.unwrap_or(0);
+        while let Some(waiter) = state.waiters.pop(worker) {
+            match waiter.serve(Ok(server)) {
                 Ok(()) => return,
                 Err(Ok(back)) => server = back,
                 Err(Err(_)) => unreachable!("a server was sent"),
@@ -302,10 +308,8 @@ impl Pool {
                 control.revoke();
             }
         }
-        for (worker, servers) in idle.into_iter().enumerate() {
-            for server in servers {
-                self.keep(server, worker); // closes those of an older epoch
-            }
+        for server in idle.into_iter().flatten() {
+            self.keep(server); // closes those of an older epoch
         }
     }
 

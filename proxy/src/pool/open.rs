@@ -362,6 +362,7 @@ impl Server {
             cancel: Arc::new(opened.cancel),
             opened: now,
             idle_since: now,
+            worker: None,
             _slot: None,
         }
     }

@@ -50,11 +50,22 @@ pub(crate) struct Server {
     pub(crate) was_lent: bool,
     /// When it was given back last (housekeeping's clock).
     pub(crate) idle_since: Moment,
+    /// The worker whose runtime watches its socket; none: it is not known which runtime does.
+    pub(super) worker: Option<usize>,
     /// The place that it takes in its pool; given up with it.
     pub(super) _slot: Option<Slot>,
 }
 
 impl Server {
+    /// The runtime of this worker, on which this is called, watches its socket from now on. Were another to do so, each
+    /// answer would wake up two threads.
+    #[inline]
+    pub(super) fn move_to(&mut self, worker: usize) {
+        if self.worker != Some(worker) && self.wire.watch_here().is_ok() {
+            self.worker = Some(worker);
+        }
+    }
+
     /// Takes in what came while the server was idle: notices and changed parameters. `false` if it is of no use any more:
     /// it said something else, or is gone.
     #[inline]

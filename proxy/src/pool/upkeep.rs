@@ -27,10 +27,10 @@ impl Pool {
         if is_full || state.waiters.is_empty() {
             return;
         }
-        state.waiters.retain(|waiter| !waiter.sender.is_closed());
-        if let Some((worker, server)) = self.to_check(&mut state) {
+        state.waiters.tidy();
+        if let Some(server) = self.to_check(&mut state) {
             server.control.enter(ServerState::Tested);
-            runtime.spawn(self.clone().check(server, worker));
+            runtime.spawn(self.clone().check(server));
             return;
         }
         while self.may_open(&state, Instant::now()) {
@@ -130,20 +130,14 @@ impl Pool {
     }
 
     /// An idle server that has to be checked before it is lent.
-    fn to_check(&self, state: &mut State) -> Option<(usize, Box<Server>)> {
+    fn to_check(&self, state: &mut State) -> Option<Box<Server>> {
         state.terms.check.as_ref()?;
         let from_front = state.terms.round_robin;
-        for (worker, idle) in state.idle.iter_mut().enumerate() {
-            let server = if from_front { idle.pop_front() } else { idle.pop_back() };
-            if let Some(server) = server {
-                return Some((worker, server));
-            }
-        }
-        None
+        state.idle.iter_mut().find_map(|idle| if from_front { idle.pop_front() } else { idle.pop_back() })
     }
 
     /// Asks a server the check query; it goes to whoever waits, or is closed.
-    async fn check(self: Arc<Self>, server: Box<Server>, worker: usize) {
+    async fn check(self: Arc<Self>, server: Box<Server>) {
         let epoch = self.lock().epoch;
         let Some(mut server) = self.fit(server, epoch) else { return self.open_if_needed() };
         if let Some((_, query)) = self.terms().check.clone() {
@@ -158,7 +152,7 @@ impl Pool {
             }
         }
         server.control.enter(ServerState::Idle);
-        self.keep(server, worker);
+        self.keep(server);
     }
 
     /// One connection attempt, repeated as long as somebody waits for it.
@@ -219,13 +213,13 @@ impl Pool {
             state.failure = None;
             state.retry_at = None;
         }
-        self.give_back(Box::new(server.placed(slot)), 0);
+        self.give_back(Box::new(server.placed(slot)));
         self.open_if_needed();
     }
 
     fn somebody_waits(&self) -> bool {
         let mut state = self.lock();
-        state.waiters.retain(|waiter| !waiter.sender.is_closed());
+        state.waiters.tidy();
         !state.waiters.is_empty()
     }
 
@@ -235,25 +229,23 @@ impl Pool {
             let mut state = self.lock();
             let idle: Vec<VecDeque<Box<Server>>> = state.idle.iter_mut().map(std::mem::take).collect();
             state.controls.retain(|control| Weak::strong_count(control) > 0);
-            state.waiters.retain(|waiter| !waiter.sender.is_closed());
+            state.waiters.tidy();
             (idle, state.epoch, state.terms.clone())
         };
         let mut spare = self.lock().taken.saturating_sub(terms.min_size);
-        for (worker, servers) in idle.into_iter().enumerate() {
-            for server in servers {
-                let too_long = now.since(server.idle_since) >= terms.idle_timeout;
-                if too_long && spare > 0 {
-                    spare -= 1;
-                    server.control.closes("server idle timeout");
-                    continue;
-                }
-                if terms.check.as_ref().is_some_and(|(delay, _)| now.since(server.idle_since) >= *delay) {
-                    server.control.enter(ServerState::Used);
-                }
-                match self.fit(server, epoch) {
-                    Some(server) => self.keep(server, worker),
-                    None => self.opener.watch.suspect(self.opener.node),
-                }
+        for server in idle.into_iter().flatten() {
+            let too_long = now.since(server.idle_since) >= terms.idle_timeout;
+            if too_long && spare > 0 {
+                spare -= 1;
+                server.control.closes("server idle timeout");
+                continue;
+            }
+            if terms.check.as_ref().is_some_and(|(delay, _)| now.since(server.idle_since) >= *delay) {
+                server.control.enter(ServerState::Used);
+            }
+            match self.fit(server, epoch) {
+                Some(server) => self.keep(server),
+                None => self.opener.watch.suspect(self.opener.node),
             }
         }
         self.open_if_needed();
@@ -284,10 +276,7 @@ impl Pool {
 
     /// Everybody who waits is told this.
     fn fail_waiters(&self, failure: &Failure) {
-        let waiters = std::mem::take(&mut self.lock().waiters);
-        for waiter in waiters {
-            let _ = waiter.sender.send(Err(failure.clone()));
-        }
+        self.lock().waiters.fail(failure);
     }
 }
 
