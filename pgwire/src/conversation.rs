@@ -52,6 +52,11 @@ impl<T> Entry<T> {
     fn is_unanswered(&self) -> bool {
         matches!(self.what, What::Asked(asked) if asked.is_unanswered())
     }
+
+    /// The server answers it.
+    fn is_awaited(&self) -> bool {
+        matches!(self.what, What::Asked(asked) if !asked.is_unanswered())
+    }
 }
 
 /// The requests that a server has not answered, and what they leave open. `T` is the caller's note on a request; it comes
@@ -181,7 +186,11 @@ impl<T> Conversation<T> {
 
     /// The next of our own answers whose turn has come. To be called after [`Conversation::answer`] and after each
     /// [`Conversation::received`], until `None`; it also settles what the server skips or ignores.
+    #[inline]
     pub fn due(&mut self, settled: &mut impl FnMut(T, Outcome)) -> Option<Reply> {
+        if !self.skipping && self.owed.front().is_none_or(Entry::is_awaited) {
+            return None; // most times; what was sent or received last has looked ahead already
+        }
         self.shed(settled);
         let What::Answer(reply) = self.owed.front()?.what else { return None };
         self.settle(Outcome::Done, settled);

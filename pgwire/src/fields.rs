@@ -24,7 +24,7 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// No zero byte follows.
     pub fn cstr(&mut self) -> Result<&'a [u8], Malformed> {
-        let end = self.bytes.iter().position(|&b| b == 0).ok_or(Malformed::Unterminated(self.what))?;
+        let end = memchr::memchr(0, self.bytes).ok_or(Malformed::Unterminated(self.what))?;
         let string = self.bytes(end)?;
         self.bytes(1)?;
         Ok(string)

@@ -21,6 +21,28 @@ const MAX_WELCOMES: usize = 64;
 /// Users that may have pools of one entry.
 const MAX_USERS: usize = 10_000;
 
+/// How clients are met that ask for the same.
+#[derive(Clone)]
+pub(crate) struct Welcome {
+    /// Whose clients.
+    pub(crate) user: Arc<str>,
+    /// What they ask for.
+    pub(crate) asked: Settings,
+    /// What of it PostgreSQL does not report.
+    pub(crate) settings: Settings,
+    /// What they are told of the parameters.
+    pub(crate) reported: Reported,
+}
+
+impl Welcome {
+    /// For clients that ask for this and are told that.
+    pub(crate) fn new(user: Arc<str>, asked: Settings, reported: Reported) -> Self {
+        let mut settings = asked.clone();
+        settings.leave_out(&reported);
+        Self { user, asked, settings, reported }
+    }
+}
+
 /// User and node.
 type PoolKey = (Arc<str>, usize);
 
@@ -64,7 +86,7 @@ pub(crate) struct Entry {
     pub(crate) counters: Box<[Counters]>,
     period: Mutex<Period>,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
-    welcomes: Mutex<Vec<(Arc<str>, Settings, Reported)>>,
+    welcomes: Mutex<Vec<Welcome>>,
 }
 
 impl Entry {
@@ -167,20 +189,19 @@ impl Entry {
         lock(&self.pools).iter().map(|((_, node), pool)| (*node, pool.clone())).collect()
     }
 
-    /// What a client of this user with these settings is told at login, if one was before.
-    pub(crate) fn welcome(&self, user: &str, settings: &Settings) -> Option<Reported> {
+    /// How a client of this user is met that asks for these settings, if one was before.
+    pub(crate) fn welcome(&self, user: &str, asked: &Settings) -> Option<Welcome> {
         let welcomes = lock(&self.welcomes);
-        let known = welcomes.iter().find(|(name, known, _)| **name == *user && known.equals(settings));
-        known.map(|(_, _, reported)| reported.clone())
+        welcomes.iter().find(|known| *known.user == *user && known.asked.equals(asked)).cloned()
     }
 
     /// Remembers it for the next.
-    pub(crate) fn remember_welcome(&self, user: &Arc<str>, settings: &Settings, reported: &Reported) {
+    pub(crate) fn remember_welcome(&self, welcome: Welcome) {
         let mut welcomes = lock(&self.welcomes);
         if welcomes.len() >= MAX_WELCOMES {
             welcomes.remove(0);
         }
-        welcomes.push((user.clone(), settings.clone(), reported.clone()));
+        welcomes.push(welcome);
     }
 
     /// What servers reported may be different now.

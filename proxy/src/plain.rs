@@ -47,6 +47,12 @@ pub(crate) trait Plain: AsFd {
         }
     }
 
+    /// Whether nothing has come, as far as is known without asking the kernel.
+    #[inline]
+    fn is_silent(&self) -> bool {
+        self.try_io(Interest::READABLE, || Ok(())).is_err()
+    }
+
     /// As much as the peer takes now.
     #[inline]
     fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {

@@ -46,6 +46,16 @@ impl Stream {
 }
 
 impl Stream {
+    /// Whether nothing has come, as far as is known without asking the kernel; below TLS nothing is known.
+    #[inline]
+    fn is_silent(&self) -> bool {
+        match self {
+            Stream::Tcp(stream) => stream.is_silent(),
+            Stream::Unix(stream) => stream.is_silent(),
+            Stream::Tls(_) => false,
+        }
+    }
+
     /// The runtime of this thread watches the socket from now on, under another number (descriptor): tokio leaves no
     /// other way that also serves TLS.
     fn watch_here(&mut self) -> io::Result<()> {
@@ -394,7 +404,11 @@ impl Wire {
     }
 
     /// Whether bytes (or an end) have arrived that nobody asked for. Costs no system call when there are none.
+    #[inline]
     pub(crate) fn poll_unasked(&mut self, scratch: &mut [u8]) -> Poll<io::Result<Filled>> {
+        if self.stream.is_silent() {
+            return Poll::Pending;
+        }
         self.poll_fill(&mut Context::from_waker(Waker::noop()), scratch)
     }
 }

@@ -47,10 +47,10 @@ impl<'s> Lexer<'s> {
         self.text.get(self.at + ahead).copied()
     }
 
+    #[inline]
     fn pass_over(&mut self, wanted: impl Fn(u8) -> bool) {
-        while self.peek(0).is_some_and(&wanted) {
-            self.at += 1;
-        }
+        let rest = self.text.get(self.at..).unwrap_or_default();
+        self.at += rest.iter().position(|&byte| !wanted(byte)).unwrap_or(rest.len());
     }
 
     fn unterminated(&mut self) -> Token<'s> {
@@ -59,21 +59,29 @@ impl<'s> Lexer<'s> {
     }
 
     /// The word from here on, or the string or name that its letter introduces.
+    #[inline]
     fn word(&mut self) -> Token<'s> {
         let start = self.at;
         self.pass_over(is_name);
-        let word = &self.text[start..self.at];
-        match (word, self.peek(0), self.peek(1)) {
-            (b"e" | b"E", Some(b'\''), _) => self.escape_string(),
-            (b"u" | b"U", Some(b'&'), Some(b'"')) => {
+        match &self.text[start..self.at] {
+            [letter] => self.after_letter(*letter).unwrap_or(Token::Word(&self.text[start..=start])),
+            word => Token::Word(word),
+        }
+    }
+
+    /// The string or name that the letter before introduces. (The quote of B'', X'' and N'' follows as a string of its own.)
+    fn after_letter(&mut self, letter: u8) -> Option<Token<'s>> {
+        match (letter, self.peek(0)?, self.peek(1)) {
+            (b'e' | b'E', b'\'', _) => Some(self.escape_string()),
+            (b'u' | b'U', b'&', Some(b'"')) => {
                 self.at += 1;
-                if self.quoted(b'"').is_some() { Token::Escaped } else { self.unterminated() }
+                Some(if self.quoted(b'"').is_some() { Token::Escaped } else { self.unterminated() })
             }
-            (b"u" | b"U", Some(b'&'), Some(b'\'')) => {
+            (b'u' | b'U', b'&', Some(b'\'')) => {
                 self.at += 1;
-                self.string()
+                Some(self.string())
             }
-            _ => Token::Word(word), // the quote of B'', X'' and N'' follows as a string of its own
+            _ => None,
         }
     }
 
@@ -200,6 +208,9 @@ impl<'s> Iterator for Lexer<'s> {
     fn next(&mut self) -> Option<Token<'s>> {
         self.pass_over(is_space);
         let first = self.peek(0)?;
+        if is_name_start(first) {
+            return Some(self.word());
+        }
         Some(match (first, self.peek(1)) {
             (b'\'', _) => self.string(),
             (b'"', _) => match self.quoted(b'"') {
@@ -210,7 +221,6 @@ impl<'s> Iterator for Lexer<'s> {
             (b'/', Some(b'*')) => self.block_comment(),
             (b'$', _) => self.dollar(),
             (b'0'..=b'9', _) => self.number(),
-            (byte, _) if is_name_start(byte) => self.word(),
             (byte, _) => {
                 self.at += 1;
                 Token::Symbol(byte)
@@ -219,17 +229,40 @@ impl<'s> Iterator for Lexer<'s> {
     }
 }
 
-/// White space of PostgreSQL's scanner; the vertical tab since release 16.
+const SPACE: u8 = 1;
+const NAME_START: u8 = 2;
+const NAME: u8 = 4;
+
+/// What each byte may be part of.
+static PARTS: [u8; 256] = {
+    let mut parts = [0; 256];
+    let mut at = 0;
+    while at < parts.len() {
+        // White space of PostgreSQL's scanner; the vertical tab since release 16.
+        parts[at] = match at {
+            0x09..=0x0d | 0x20 => SPACE,
+            0x41..=0x5a | 0x5f | 0x61..=0x7a | 0x80.. => NAME_START | NAME,
+            0x24 | 0x30..=0x39 => NAME, // a dollar, a digit
+            _ => 0,
+        };
+        at += 1;
+    }
+    parts
+};
+
+#[inline]
 fn is_space(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c)
+    PARTS[usize::from(byte)] & SPACE != 0
 }
 
+#[inline]
 fn is_name_start(byte: u8) -> bool {
-    byte.is_ascii_alphabetic() || byte == b'_' || byte >= 0x80
+    PARTS[usize::from(byte)] & NAME_START != 0
 }
 
+#[inline]
 fn is_name(byte: u8) -> bool {
-    is_name_start(byte) || byte.is_ascii_digit() || byte == b'$'
+    PARTS[usize::from(byte)] & NAME != 0
 }
 
 #[cfg(test)]

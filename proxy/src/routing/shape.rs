@@ -92,12 +92,11 @@ impl SessionWords {
     }
 
     fn note(&mut self, word: &[u8]) {
-        match word.first().map_or(0, |first| first | 0x20) {
-            b's' if is(word, "set_config") => self.set_config += 1,
-            b's' | b'p' | b't' | b'h' | b'l' | b'r' if is_state_keyword(word) => self.keyword = true,
-            b'd' if begins(word, "dblink_connect") => self.other = true,
-            b'p' if begins(word, "pg_") => self.note_pg(word),
-            _ => {}
+        self.set_config += usize::from(is(word, SET_CONFIG));
+        self.keyword |= KEEPING.iter().any(|keyword| is(word, keyword));
+        self.other |= begins(word, DBLINK);
+        if begins(word, PG) {
+            self.note_pg(word);
         }
     }
 
@@ -165,8 +164,10 @@ impl<'s> Pass<'s, '_> {
         if self.shape.statements == 1 && place < WORDS && follows {
             self.shape.words[place] = word;
         }
-        self.shape.session.note(word);
-        self.shape.reads_only = self.shape.reads_only && !may_write(word);
+        if matters(word) {
+            self.shape.session.note(word);
+            self.shape.reads_only &= !may_write(word);
+        }
         Before::Word { word, qualified: matches!(self.before, Before::Dot) }
     }
 
@@ -218,21 +219,44 @@ fn hint_in(comment: &[u8]) -> Option<Route> {
     Route::parse(&rest[..end])
 }
 
-/// Words that a plain read does not hold as words: what writes or locks, and the catalog's and the server's own names.
+/// A function that sets a parameter.
+const SET_CONFIG: &str = "set_config";
+/// Functions of an extension that leave connections behind begin with this.
+const DBLINK: &str = "dblink_connect";
+/// The catalog's and the server's own names begin with this.
+const PG: &str = "pg_";
+/// Keywords of what writes or locks.
+const WRITING: [&str; 6] = ["into", "insert", "for", "update", "delete", "merge"];
+/// Keywords of what leaves something in the session.
+const KEEPING: [&str; 8] = ["set", "prepare", "temp", "temporary", "hold", "listen", "load", "reset"];
+
+/// Words that a plain read does not hold as words.
 fn may_write(word: &[u8]) -> bool {
-    match word.first().map_or(0, |first| first | 0x20) {
-        b'i' => is(word, "into") || is(word, "insert"),
-        b'f' => is(word, "for"),
-        b'u' => is(word, "update"),
-        b'd' => is(word, "delete"),
-        b'm' => is(word, "merge"),
-        b'p' => begins(word, "pg_"),
-        _ => false,
-    }
+    begins(word, PG) || WRITING.iter().any(|keyword| is(word, keyword))
 }
 
-fn is_state_keyword(word: &[u8]) -> bool {
-    ["set", "prepare", "temp", "temporary", "hold", "listen", "load", "reset"].iter().any(|keyword| is(word, keyword))
+/// Lengths that a word can have which one of the lists above may hold, a bit each, by the lower bits of its first letter;
+/// the last bit is for all that are longer.
+static LENGTHS: [u64; 32] = {
+    const fn add(mut lengths: [u64; 32], words: &[&str], longer: bool) -> [u64; 32] {
+        let mut at = 0;
+        while at < words.len() {
+            let bit = 1 << words[at].len();
+            let letter = (words[at].as_bytes()[0] & 31) as usize;
+            lengths[letter] |= if longer { !(bit - 1) } else { bit };
+            at += 1;
+        }
+        lengths
+    }
+    let lengths = add(add([0; 32], &WRITING, false), &KEEPING, false);
+    add(add(lengths, &[SET_CONFIG], false), &[DBLINK, PG], true)
+};
+
+/// Whether a word may be one of the lists above; most are not.
+#[inline]
+fn matters(word: &[u8]) -> bool {
+    let letter = word.first().map_or(0, |first| first & 31);
+    LENGTHS[usize::from(letter)] >> word.len().min(63) & 1 != 0
 }
 
 /// Keywords that can stand before a parenthesis and that no function of a user can be named: reserved ones, and those that

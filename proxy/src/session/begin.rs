@@ -11,16 +11,15 @@ use pgwire::report::Report;
 use tokio::time::{Instant, timeout_at};
 
 use super::borrow::NoServer;
-use super::bring::welcome;
 use super::card::Card;
 use super::greet::{Arrived, Refused, refuse, tell};
 use super::turn::End;
-use super::{Asked, Session, Skip, startup, weak};
+use super::{Asked, Login, Session, Skip, startup, weak};
 use crate::auth::Identity;
 use crate::cancel::Registered;
 use crate::clients::Client;
 use crate::config::Config;
-use crate::entry::Entry;
+use crate::entry::{Entry, Welcome};
 use crate::error::Denial;
 use crate::pool::Pool;
 use crate::routing::Route;
@@ -121,7 +120,7 @@ impl Session {
             pending_settings: Vec::new(),
             rolled_back: false,
             startup: settings.clone(),
-            login: super::Login::new(settings.clone()),
+            login: Login::new(settings.clone()),
             settings,
             reported: Reported::default(),
             pinned: None,
@@ -137,16 +136,16 @@ impl Session {
         admitted: BytesMut,
         deadline: Instant,
     ) -> Result<Box<Self>, Refused> {
-        let all = if self.is_plain { Settings::default() } else { self.settings.clone() };
-        let reported = match self.entry.welcome(&self.user, &all) {
-            Some(reported) => reported,
+        let asked = if self.is_plain { Settings::default() } else { self.settings.clone() };
+        let welcome = match self.entry.welcome(&self.user, &asked) {
+            Some(welcome) => welcome,
             None => {
                 self.logs_in = true;
                 let met = timeout_at(deadline, Box::pin(self.meet_first_server())).await;
                 let got = met.unwrap_or_else(|_| Err(NoServer::End(End::SentAway(Denial::LoginTimeout(true)))));
                 self.logs_in = false;
                 match got {
-                    Ok(()) => self.entry.remember_welcome(&self.user, &all, &self.reported),
+                    Ok(()) => {}
                     Err(NoServer::Told(report)) => return Err(tell(self.into_wire(), report)),
                     Err(NoServer::Words(body)) => return Err(Refused::Words(Box::new(self.into_wire()), body)),
                     Err(NoServer::End(End::SentAway(denial))) => {
@@ -155,23 +154,38 @@ impl Session {
                     }
                     Err(NoServer::End(_)) => return Err(Refused::Silently),
                 }
-                self.reported.clone()
+                self.worker.share(&mut self.reported);
+                let welcome = Welcome::new(self.user.clone(), asked, self.reported.clone());
+                self.entry.remember_welcome(welcome.clone());
+                welcome
             }
         };
-        let mut reported = if self.is_plain { self.with_own_values(reported) } else { reported };
-        self.worker.share(&mut reported);
-        self.split_settings(&reported);
-        self.reported = reported;
+        self.is_welcome(welcome);
         let (process_id, key) = (self.cancel.process_id, self.cancel.key.clone());
         let out = self.client.out();
         out.clear();
         out.reserve(WELCOME_BYTES);
         out.extend_from_slice(&admitted);
-        welcome(out, &self.reported);
+        out.extend_from_slice(self.reported.messages());
         backend::write_backend_key_data(out, process_id, &key).expect("the key has one of two lengths");
         out.extend_from_slice(&backend::write_ready_for_query(TransactionStatus::Idle));
         self.card.idle();
         Ok(self)
+    }
+
+    /// Takes over how clients like this one are met, and holds it once with them all.
+    fn is_welcome(&mut self, welcome: Welcome) {
+        if self.is_plain {
+            let mut reported = self.with_own_values(welcome.reported);
+            self.worker.share(&mut reported);
+            self.split_settings(&reported);
+            self.reported = reported;
+        } else {
+            self.login = Login::new(welcome.asked);
+            self.startup = welcome.settings.clone();
+            self.settings = welcome.settings;
+            self.reported = welcome.reported;
+        }
     }
 
     /// Waits for a server, and learns from it what the client is told.
@@ -225,10 +239,7 @@ impl Session {
 
     /// What PostgreSQL reports is no setting of ours to track.
     fn split_settings(&mut self, reported: &Reported) {
-        let names: Vec<String> = self.settings.iter().map(|(name, _)| name.to_owned()).collect();
-        for name in names.iter().filter(|name| reported.get(name).is_some()) {
-            self.settings.reset(name);
-        }
+        self.settings.leave_out(reported);
         self.startup = self.settings.clone();
     }
 

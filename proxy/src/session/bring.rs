@@ -156,10 +156,3 @@ fn make(out: &mut BytesMut, settings: &Settings, server: &Settings) -> usize {
     }
     asked
 }
-
-/// What a fresh client is told of the parameters.
-pub(super) fn welcome(out: &mut BytesMut, reported: &Reported) {
-    for (name, value) in reported.iter() {
-        let _ = backend::write_parameter_status(out, name.as_bytes(), value.as_bytes());
-    }
-}

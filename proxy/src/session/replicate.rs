@@ -11,7 +11,6 @@ use pgwire::conversation::TransactionStatus;
 use pgwire::greeting::Startup;
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 
-use super::bring::welcome;
 use super::greet::log_end;
 use super::startup::pool_for;
 use crate::auth::Identity;
@@ -79,7 +78,7 @@ impl Replication {
         let out = joined.wire.out();
         out.clear();
         out.extend_from_slice(&admitted);
-        welcome(out, &joined.server.reported);
+        out.extend_from_slice(joined.server.reported.messages());
         Ok(joined)
     }
 

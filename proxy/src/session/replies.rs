@@ -371,7 +371,12 @@ impl Settled {
     }
 
     /// Carries it over to the session; what failed, if the error to it is not simply passed on.
+    #[inline]
     fn settle(self, session: &mut Session) -> Option<About> {
+        if self.units == 0 && self.first.is_none() { None } else { self.settle_all(session) }
+    }
+
+    fn settle_all(self, session: &mut Session) -> Option<About> {
         for _ in 0..self.units {
             session.units.settle();
             session.unit_settled();
