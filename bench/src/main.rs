@@ -67,6 +67,14 @@ fn cases() -> Vec<Case> {
             cases.push(case(prepared, Work::Select("prepared"), clients, Setup { session, ..plain }));
         }
     }
+    for clients in [16, 64, 256] {
+        cases.push(case(
+            "simple, both by one pgbouncer.ini",
+            Work::Select("simple"),
+            clients,
+            Setup { drop_in: true, ..plain },
+        ));
+    }
     cases.extend([
         case("TPC-B", Work::TpcB, 16, plain),
         case("simple, Unix socket to PostgreSQL", Work::Select("simple"), 16, Setup { socket: true, ..plain }),

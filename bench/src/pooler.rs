@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use harness::certificates::Certificate;
 use harness::folder::{Folder, account, give};
-use harness::pgsteady::{Config, Pgsteady};
+use harness::pgsteady::{Config, Pgsteady, program};
 use harness::port::Port;
 use harness::postgres::{Cluster, Node};
 use harness::process;
@@ -31,11 +31,13 @@ pub(crate) struct Setup {
     pub(crate) tls: bool,
     /// Threads of pgsteady.
     pub(crate) workers: u8,
+    /// pgsteady is called as `pgbouncer`, with the same pgbouncer.ini.
+    pub(crate) drop_in: bool,
 }
 
 impl Setup {
     /// What most cases have.
-    pub(crate) const PLAIN: Self = Self { session: false, socket: false, tls: false, workers: 1 };
+    pub(crate) const PLAIN: Self = Self { session: false, socket: false, tls: false, workers: 1, drop_in: false };
 }
 
 /// A pooler that was started; ended when dropped.
@@ -45,13 +47,14 @@ pub(crate) struct Pooler {
     _process: Box<dyn Any>,
 }
 
-struct PgBouncer {
+/// PgBouncer, or pgsteady called as `pgbouncer`.
+struct WithIni {
     process: Child,
     _port: Port,
     _folder: Folder,
 }
 
-impl Drop for PgBouncer {
+impl Drop for WithIni {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
@@ -88,6 +91,10 @@ pub(crate) fn pgbouncer_version() -> (u32, u32) {
 impl Pooler {
     /// PgBouncer in front of the database `app` of this node.
     pub(crate) async fn pgbouncer(node: &Node, setup: Setup, identity: &Identity) -> Self {
+        Self::with_ini(Command::new(PROGRAM), node, setup, identity).await
+    }
+
+    async fn with_ini(mut command: Command, node: &Node, setup: Setup, identity: &Identity) -> Self {
         let (folder, port) = (Folder::new("bouncer"), Port::new());
         let users = folder.write("users.txt", "\"app\" \"app-secret\"\n");
         let server = if setup.socket { node.socket_directory().display().to_string() } else { "127.0.0.1".to_owned() };
@@ -109,21 +116,25 @@ impl Pooler {
         let file = folder.write("pgbouncer.ini", &ini);
         give(&file);
         give(&users);
-        let mut command = Command::new(PROGRAM);
         if let Some(account) = account() {
             command.args(["-u", &account.name]);
         }
         command.arg("-q").arg(file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut process = command.spawn().expect("PgBouncer can be run");
+        let mut process = command.spawn().expect("it can be run");
         let place = ([127, 0, 0, 1], port.number()).into();
         process::listens(&mut process, place, START_LIMIT, String::new).await;
         let pid = i32::try_from(process.id()).expect("process numbers are small");
         let number = port.number();
-        Self { port: number, pid, _process: Box::new(PgBouncer { process, _port: port, _folder: folder }) }
+        Self { port: number, pid, _process: Box::new(WithIni { process, _port: port, _folder: folder }) }
     }
 
     /// pgsteady in front of the same.
     pub(crate) async fn pgsteady(node: &Node, setup: Setup, identity: &Identity) -> Self {
+        if setup.drop_in {
+            let mut command = Command::new(program());
+            command.arg("pgbouncer");
+            return Self::with_ini(command, node, setup, identity).await;
+        }
         let mut config = Config::single(node).set("database.app.pool_size", POOL_SIZE);
         if setup.socket {
             config = config.set("database.app.host", node.socket_directory().display().to_string());
