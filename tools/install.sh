@@ -4,6 +4,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 purpose=${1:-test}
+if [ $# -gt 1 ]; then
+    echo "install.sh: one purpose at a time, not: $*" >&2
+    exit 2
+fi
 
 missing=()
 need() { # package, then the command that succeeds if it is there
