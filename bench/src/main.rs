@@ -110,7 +110,7 @@ async fn main() {
     }
     bench.few_among_many().await;
     bench.memory().await;
-    bench.price_of_resolving().await;
+    bench.clusters().await;
     let Bench { options, report, .. } = bench;
     print!("{}", report.markdown());
     if options.only.is_empty() {
@@ -173,16 +173,27 @@ impl Bench {
         self.report.memory = Some(both);
     }
 
-    /// What the look-up of commits in doubt costs where it is on: a managed cluster with it beside one without, for a second
-    /// instance on the same nodes would not act.
-    async fn price_of_resolving(&mut self) {
-        let name = "TPC-B, commits resolved (beside: not)";
-        if !self.is_wanted(name) {
+    /// A managed cluster beside PgBouncer in front of its primary; and what the look-up of commits in doubt costs where it is on:
+    /// a cluster with it beside one without, for a second instance on the same nodes would not act.
+    async fn clusters(&mut self) {
+        let beside_pgbouncer = "simple, a managed cluster of three";
+        let resolving = "TPC-B, commits resolved (beside: not)";
+        if !self.is_wanted(beside_pgbouncer) && !self.is_wanted(resolving) {
             return;
         }
-        let case = Case { name, work: Work::TpcB, clients: 16, setup: Setup::PLAIN };
         let (without, with) = (self.managed(false).await, self.managed(true).await);
-        self.turns(case, &without.pooler, &with.pooler).await;
+        let setup = Setup::PLAIN;
+        if self.is_wanted(beside_pgbouncer) {
+            let theirs = Pooler::pgbouncer(&with.cluster.nodes[0], setup, &self.identity).await;
+            for clients in [16, 64] {
+                let case = Case { name: beside_pgbouncer, work: Work::Select("simple"), clients, setup };
+                self.turns(case, &theirs, &with.pooler).await;
+            }
+        }
+        if self.is_wanted(resolving) {
+            let case = Case { name: resolving, work: Work::TpcB, clients: 16, setup };
+            self.turns(case, &without.pooler, &with.pooler).await;
+        }
     }
 
     async fn managed(&self, resolve_commits: bool) -> Managed {
@@ -192,13 +203,13 @@ impl Bench {
         self.ground.prepare(&cluster.nodes[0]).await;
         let store = Folder::new("store");
         let pooler = Pooler::managing(&cluster, &store, resolve_commits).await;
-        Managed { pooler, _cluster: cluster, _store: store }
+        Managed { pooler, cluster, _store: store }
     }
 }
 
 /// A cluster and the pgsteady that manages it, which ends first.
 struct Managed {
     pooler: Pooler,
-    _cluster: Cluster,
+    cluster: Cluster,
     _store: Folder,
 }
