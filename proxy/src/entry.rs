@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use topology::{Topology, Watch};
 
 use crate::clock::Moment;
@@ -32,6 +33,8 @@ pub(crate) struct Welcome {
     pub(crate) settings: Settings,
     /// What they are told of the parameters.
     pub(crate) reported: Reported,
+    /// That as messages.
+    pub(crate) messages: Bytes,
 }
 
 impl Welcome {
@@ -39,7 +42,9 @@ impl Welcome {
     pub(crate) fn new(user: Arc<str>, asked: Settings, reported: Reported) -> Self {
         let mut settings = asked.clone();
         settings.leave_out(&reported);
-        Self { user, asked, settings, reported }
+        let mut messages = BytesMut::new();
+        reported.write(&mut messages);
+        Self { user, asked, settings, reported, messages: messages.freeze() }
     }
 }
 

@@ -4,7 +4,7 @@
 //! after a rollback too. All others are *settings* that we track by the SET statements that ran.
 //! Both are shared (`Arc`) and compared by address first: in the common case nothing has to be done.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use pgwire::backend;
@@ -17,21 +17,7 @@ pub(crate) const MAX_SETTINGS: usize = 256;
 
 /// The parameters that a server reported, in the order of their first report.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Reported(Arc<Parameters>);
-
-#[derive(Debug, Clone, Default)]
-struct Parameters {
-    /// Names and values.
-    values: Vec<(Arc<str>, Arc<str>)>,
-    /// All of them as messages, once somebody had to be told.
-    messages: OnceLock<Box<[u8]>>,
-}
-
-impl PartialEq for Parameters {
-    fn eq(&self, other: &Self) -> bool {
-        self.values == other.values
-    }
-}
+pub(crate) struct Reported(Arc<Vec<(Arc<str>, Arc<str>)>>);
 
 impl Reported {
     /// Those that were told of, names and values in turn.
@@ -43,45 +29,34 @@ impl Reported {
 
     /// Notes one ParameterStatus; beyond [`MAX_REPORTED`] names it is ignored.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
-        let values = &self.0.values;
-        let known = values.iter().position(|(known, _)| &**known == name);
-        match known {
-            Some(at) if *values[at].1 == *value => return, // what others share stays shared
-            None if values.len() >= MAX_REPORTED => return,
-            _ => {}
-        }
-        let Parameters { values, messages } = Arc::make_mut(&mut self.0);
-        *messages = OnceLock::new();
-        match known {
-            Some(at) => values[at].1 = value.into(),
-            None => values.push((name.into(), value.into())),
+        match self.0.iter().position(|(known, _)| &**known == name) {
+            Some(at) if *self.0[at].1 == *value => {} // what others share stays shared
+            Some(at) => Arc::make_mut(&mut self.0)[at].1 = value.into(),
+            None if self.0.len() >= MAX_REPORTED => {}
+            None => Arc::make_mut(&mut self.0).push((name.into(), value.into())),
         }
     }
 
-    /// A ParameterStatus for each.
-    pub(crate) fn messages(&self) -> &[u8] {
-        self.0.messages.get_or_init(|| {
-            let mut out = BytesMut::new();
-            for (name, value) in self.iter() {
-                let _ = backend::write_parameter_status(&mut out, name.as_bytes(), value.as_bytes());
-            }
-            out[..].into()
-        })
+    /// Writes a ParameterStatus for each.
+    pub(crate) fn write(&self, out: &mut BytesMut) {
+        for (name, value) in self.iter() {
+            let _ = backend::write_parameter_status(out, name.as_bytes(), value.as_bytes());
+        }
     }
 
     /// The value of a parameter.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.0.values.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| &**value)
+        self.0.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| &**value)
     }
 
     /// A parameter's name as the server writes it.
     pub(crate) fn name_of(&self, name: &str) -> Option<Arc<str>> {
-        self.0.values.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(known, _)| known.clone())
+        self.0.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(known, _)| known.clone())
     }
 
     /// All of them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.values.iter().map(|(name, value)| (&**name, &**value))
+        self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
     /// Whether both are surely the same, by address; the fast answer.

@@ -160,27 +160,29 @@ impl Session {
                 welcome
             }
         };
-        self.is_welcome(welcome);
-        let (process_id, key) = (self.cancel.process_id, self.cancel.key.clone());
         let out = self.client.out();
         out.clear();
         out.reserve(WELCOME_BYTES);
         out.extend_from_slice(&admitted);
-        out.extend_from_slice(self.reported.messages());
+        self.greet(welcome);
+        let (process_id, key) = (self.cancel.process_id, self.cancel.key.clone());
+        let out = self.client.out();
         backend::write_backend_key_data(out, process_id, &key).expect("the key has one of two lengths");
         out.extend_from_slice(&backend::write_ready_for_query(TransactionStatus::Idle));
         self.card.idle();
         Ok(self)
     }
 
-    /// Takes over how clients like this one are met, and holds it once with them all.
-    fn is_welcome(&mut self, welcome: Welcome) {
+    /// Tells the client of the parameters, as others like it, and holds with them what they have in common.
+    fn greet(&mut self, welcome: Welcome) {
         if self.is_plain {
             let mut reported = self.with_own_values(welcome.reported);
             self.worker.share(&mut reported);
             self.split_settings(&reported);
+            reported.write(self.client.out());
             self.reported = reported;
         } else {
+            self.client.out().extend_from_slice(&welcome.messages);
             self.login = Login::new(welcome.asked);
             self.startup = welcome.settings.clone();
             self.settings = welcome.settings;

@@ -78,7 +78,7 @@ impl Replication {
         let out = joined.wire.out();
         out.clear();
         out.extend_from_slice(&admitted);
-        out.extend_from_slice(joined.server.reported.messages());
+        joined.server.reported.write(out);
         Ok(joined)
     }
 
