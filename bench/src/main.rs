@@ -181,7 +181,7 @@ impl Bench {
         if !self.is_wanted(beside_pgbouncer) && !self.is_wanted(resolving) {
             return;
         }
-        let (without, with) = (self.managed(false).await, self.managed(true).await);
+        let with = self.managed(true).await;
         let setup = Setup::PLAIN;
         if self.is_wanted(beside_pgbouncer) {
             let theirs = Pooler::pgbouncer(&with.cluster.nodes[0], setup, &self.identity).await;
@@ -191,6 +191,7 @@ impl Bench {
             }
         }
         if self.is_wanted(resolving) {
+            let without = self.managed(false).await;
             let case = Case { name: resolving, work: Work::TpcB, clients: 16, setup };
             self.turns(case, &without.pooler, &with.pooler).await;
         }

@@ -43,9 +43,7 @@ impl Stream {
             Stream::Unix(_) => None,
         }
     }
-}
 
-impl Stream {
     /// Whether nothing has come, as far as is known without asking the kernel; below TLS nothing is known.
     #[inline]
     fn is_silent(&self) -> bool {
