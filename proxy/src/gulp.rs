@@ -58,6 +58,12 @@ impl Gulps {
         }
     }
 
+    /// Whether a gulp is waited for, for which the timer has to be asked.
+    #[inline]
+    pub(crate) fn is_timed(&self) -> bool {
+        self.timer.is_some()
+    }
+
     /// Nothing is there to be read: after [`MAX_WAIT`] whatever is there then is taken (the kernel tells of it at once,
     /// when the mark is taken away).
     #[inline]

@@ -124,6 +124,8 @@ pub(crate) struct Wire {
     gone: usize,
     /// How a long stream from the peer is taken.
     gulps: Gulps,
+    /// The last read found nothing, and who read is woken when something comes.
+    listens: bool,
 }
 
 /// Memory that a connection to a server keeps for its next request.
@@ -143,7 +145,8 @@ impl Wire {
     /// Nothing is left over yet.
     #[must_use]
     pub(crate) fn new(stream: Stream) -> Self {
-        Self { stream, out: BytesMut::new(), rest: BytesMut::new(), kept: 0, gone: 0, gulps: Gulps::default() }
+        let (out, rest) = (BytesMut::new(), BytesMut::new());
+        Self { stream, out, rest, kept: 0, gone: 0, gulps: Gulps::default(), listens: false }
     }
 
     /// The same for a server, to which every request is written in the same memory.
@@ -163,6 +166,7 @@ impl Wire {
     /// As the operating system says; then the one that watched it before goes on.
     #[cold]
     pub(crate) fn watch_here(&mut self) -> io::Result<()> {
+        self.listens = false;
         self.stream.watch_here()
     }
 
@@ -303,9 +307,23 @@ impl Wire {
         }
     }
 
+    /// [`Wire::poll_fill`] for a peer that only one task reads from: nothing is done if the last read found nothing, and
+    /// nothing has come since.
+    ///
+    /// # Errors
+    /// As [`Wire::poll_fill`].
+    #[inline]
+    pub(crate) fn poll_fill_again(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Poll<io::Result<Filled>> {
+        if self.listens && !self.gulps.is_timed() && self.stream.is_silent() {
+            return Poll::Pending;
+        }
+        self.poll_fill(cx, scratch)
+    }
+
     #[inline]
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.listens = read.is_pending();
         match &read {
             Poll::Ready(_) => self.gulps.took(self.stream.tcp(), buf.filled().len()),
             Poll::Pending => self.gulps.wait(cx, self.stream.tcp()),
@@ -368,6 +386,7 @@ impl Wire {
 
     /// Waits until the peer is gone, taking in what it sends meanwhile up to `limit` bytes (then nothing more is read).
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>, scratch: &mut [u8], limit: usize) -> Poll<()> {
+        self.listens = false;
         while self.rest.len() < limit {
             let room = scratch.len().min(limit - self.rest.len());
             let mut buf = ReadBuf::new(&mut scratch[..room]);
@@ -407,6 +426,8 @@ impl Wire {
         if self.stream.is_silent() {
             return Poll::Pending;
         }
-        self.poll_fill(&mut Context::from_waker(Waker::noop()), scratch)
+        let filled = self.poll_fill(&mut Context::from_waker(Waker::noop()), scratch);
+        self.listens = false;
+        filled
     }
 }

@@ -114,7 +114,7 @@ impl Session {
                 self.use_client_rest(cx, rest)?;
                 continue;
             }
-            match self.client.poll_fill(cx, scratch) {
+            match self.client.poll_fill_again(cx, scratch) {
                 Poll::Pending => return Ok(true),
                 Poll::Ready(Ok(Filled::Scratch(length))) => {
                     let (used, result) = self.client_bytes(cx, &scratch[..length]);
