@@ -184,12 +184,27 @@ impl<T> Conversation<T> {
         self.received_other(tag, body, settled)
     }
 
+    /// The message that comes in masses now and passes to the client without a change here: [`Conversation::received`] need not
+    /// be told of it.
+    #[inline]
+    #[must_use]
+    pub fn passing(&self) -> Option<u8> {
+        if self.fate == Fate::Forward { self.stream } else { None }
+    }
+
+    /// Whether [`Conversation::due`] has something to do. Mostly not: what was sent or received last has looked ahead already.
+    #[inline]
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.skipping || self.owed.front().is_some_and(|front| !front.is_awaited())
+    }
+
     /// The next of our own answers whose turn has come. To be called after [`Conversation::answer`] and after each
     /// [`Conversation::received`], until `None`; it also settles what the server skips or ignores.
     #[inline]
     pub fn due(&mut self, settled: &mut impl FnMut(T, Outcome)) -> Option<Reply> {
-        if !self.skipping && self.owed.front().is_none_or(Entry::is_awaited) {
-            return None; // most times; what was sent or received last has looked ahead already
+        if !self.is_due() {
+            return None;
         }
         self.shed(settled);
         let What::Answer(reply) = self.owed.front()?.what else { return None };
@@ -248,11 +263,8 @@ impl<T> Conversation<T> {
             return false;
         }
         let mut answered = self.owed.iter().filter(|entry| !entry.is_unanswered());
-        answered.all(|entry| entry.is(Request::Sync)) && self.syncs() <= self.phantoms
-    }
-
-    fn syncs(&self) -> usize {
-        self.owed.iter().filter(|entry| entry.is(Request::Sync)).count()
+        let syncs = self.owed.iter().filter(|entry| entry.is(Request::Sync)).count();
+        answered.all(|entry| entry.is(Request::Sync)) && syncs <= self.phantoms
     }
 
     /// Ends the conversation: the notes that are left, in order. What became of their requests is not known.
@@ -261,7 +273,9 @@ impl<T> Conversation<T> {
     }
 
     fn received_other(&mut self, tag: u8, body: &[u8], settled: &mut impl FnMut(T, Outcome)) -> Result<Fate, Desync> {
-        self.shed(settled);
+        if self.is_due() {
+            self.shed(settled);
+        }
         match tag {
             b'S' | b'A' => return Ok(Fate::Forward),
             b'N' => return Ok(self.fate),
@@ -277,17 +291,16 @@ impl<T> Conversation<T> {
         let fate = self.fate;
         match step(request, self.stage, tag) {
             None => return Err(self.desync(request.expects(self.stage), tag)),
-            Some(Step::To(stage)) => self.stage = stage,
+            Some(Step::To(stage)) => self.go_to(stage),
             Some(Step::Done) => self.extended_done(settled),
             Some(Step::CopyInDone) => {
                 self.end_copy(settled)?;
                 match request {
-                    Request::Query => self.stage = Stage::Between,
+                    Request::Query => self.go_to(Stage::Between),
                     _ => self.extended_done(settled),
                 }
             }
         }
-        self.look();
         Ok(fate)
     }
 
@@ -336,8 +349,7 @@ impl<T> Conversation<T> {
         }
         if !request.is_extended() {
             let undoes_client = request == Request::Sync && self.open_for_client;
-            self.stage = Stage::Failed;
-            self.look();
+            self.go_to(Stage::Failed);
             return Ok(if undoes_client { Fate::Forward } else { self.fate });
         }
         let fate = self.fate_of_skipping();
@@ -456,6 +468,12 @@ impl<T> Conversation<T> {
             self.settle(Outcome::Skipped, settled);
             self.phantoms = self.phantoms.min(left);
         }
+    }
+
+    /// The answer to the front has come further.
+    fn go_to(&mut self, stage: Stage) {
+        self.stage = stage;
+        self.look();
     }
 
     /// Notes what may come in masses now, and for whom.

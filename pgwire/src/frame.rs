@@ -79,6 +79,24 @@ pub fn split(bytes: &[u8]) -> Result<Option<Frame<'_>>, Malformed> {
     Ok(Some(Frame { tag, body, rest }))
 }
 
+/// Bytes of the complete messages of one kind that `bytes` begins with, up to the first that is longer than `longest`
+/// bytes, tag and all.
+#[inline]
+#[must_use]
+pub fn run(bytes: &[u8], tag: u8, longest: usize) -> usize {
+    let mut at = 0;
+    while let Some(&[first, a, b, c, d]) = bytes[at..].first_chunk::<HEADER>() {
+        let declared = u32::from_be_bytes([a, b, c, d]);
+        let length = (declared as usize).saturating_add(1);
+        let fits = (MIN_DECLARED..=MAX_DECLARED).contains(&declared) && length <= longest;
+        if first != tag || !fits || length > bytes.len() - at {
+            break;
+        }
+        at += length;
+    }
+    at
+}
+
 /// Least and greatest declared length of a frontend message after login; `None` for a tag that PostgreSQL does not know then.
 ///
 /// As `SocketBackend` in `postgres.c` has it, and Sync, Flush, CopyDone and Terminate must be empty.
@@ -139,6 +157,24 @@ mod tests {
             assert_eq!(header(&message[..cut]), Ok(None));
         }
         assert_eq!(header(&message), Ok(Some(Header { tag: b'S', length: 5 })));
+    }
+
+    #[test]
+    fn a_run_ends_at_another_kind_at_a_part_at_a_long_one_and_at_a_wrong_length() {
+        let row = [&declared(b'D', 6)[..], b"xy"].concat();
+        let rows = row.repeat(3);
+        let after = |end: &[u8]| run(&[&rows, end].concat(), b'D', 100);
+        assert_eq!(after(b""), 21);
+        assert_eq!(after(&declared(b'C', 4)), 21);
+        for cut in 0..row.len() {
+            assert_eq!(after(&row[..cut]), 21, "{cut}");
+        }
+        for length in [0, 3, MAX_DECLARED + 1, u32::MAX] {
+            assert_eq!(after(&[&declared(b'D', length)[..], &[0; 9]].concat()), 21, "{length:#x}");
+        }
+        assert_eq!(run(&rows, b'D', 7), 21);
+        assert_eq!(run(&rows, b'D', 6), 0);
+        assert_eq!(run(&[], b'D', 100), 0);
     }
 
     #[test]
