@@ -8,14 +8,14 @@ use super::{Asked, Session};
 use crate::routing::Class;
 
 impl Session {
-    /// What the client's next transaction wants, as far as there is a choice. What the statement is stays known for a moment.
-    pub(super) fn asks(&mut self, frame: &Frame<'_>, behind: &[u8]) -> Asked {
+    /// What the client's next transaction wants, as far as there is a choice. What the statement is stays known.
+    pub(super) fn asks(&mut self, frame: &mut Frame<'_>, behind: &[u8]) -> Asked {
         if self.entry.nodes == 1 {
             return Asked::primary();
         }
         let asked = Asked::of(self, frame.tag, frame.body, frame.whole, behind);
         if matches!(frame.tag, b'Q' | b'P') && frame.whole {
-            self.known_class = Some(asked.class.clone());
+            frame.class = Some(asked.class.clone());
         }
         asked
     }

@@ -89,6 +89,7 @@ impl Session {
             was_hit: false,
             begun: (None, None),
             pools: vec![None; entry.nodes],
+            read_after: (entry.nodes > 1).then(|| Box::new(crate::routing::ReadAfter::new())),
             user: entry.user_of(&identity.user),
             identity,
             route,
@@ -103,7 +104,6 @@ impl Session {
             server: None,
             node: 0,
             server_passes: 0,
-            instead: BytesMut::new(),
             answers_are_due: false,
             not_replicated: false,
             doubt: super::Doubt::Nothing,
@@ -112,12 +112,10 @@ impl Session {
             held_goes: false,
             weak_reported: false,
             last_words: None,
-            known_class: None,
             names: super::Names::default(),
             portals: super::Portals::default(),
             units: super::Units::default(),
-            effects: std::collections::VecDeque::new(),
-            pending_settings: Vec::new(),
+            effects: super::Unsettled::default(),
             rolled_back: false,
             startup: settings.clone(),
             login: Login::new(settings.clone()),
@@ -125,7 +123,6 @@ impl Session {
             reported: Reported::default(),
             pinned: None,
             lost: super::Lost::No,
-            read_after: crate::routing::ReadAfter::new(),
         })
     }
 

@@ -42,7 +42,7 @@ pub(super) enum NoServer {
 impl Session {
     /// The first message of a transaction: finds it a server at once, or says what has to be waited for. `false` if it was
     /// answered without one.
-    pub(super) fn begin(&mut self, frame: &Frame<'_>, behind: &[u8]) -> Result<bool, Turn> {
+    pub(super) fn begin(&mut self, frame: &mut Frame<'_>, behind: &[u8]) -> Result<bool, Turn> {
         match frame.tag {
             b'X' => return Err(Turn::End(End::Goodbye)),
             b'H' | b'd' | b'c' | b'f' => return Ok(false), // nothing to flush; late COPY data is ignored
@@ -86,26 +86,24 @@ impl Session {
     }
 
     fn choose(&mut self, topology: &Topology, asked: &Asked) -> Choice {
-        if self.entry.nodes == 1 {
+        let Some(read_after) = &mut self.read_after else {
             return topology.primary.map_or(Choice::Hold, Choice::Node);
-        }
-        self.read_after.meet(topology);
+        };
+        read_after.meet(topology);
         let route = Route::decided(asked.class.hint, self.route, self.entry.route);
         let want = routing::Want::of(route, asked.alone && asked.class.starts_read_only());
         let policy = ReplicaPolicy { max_lag: Some(self.entry.max_lag), load: &[], random: rand::random() };
-        routing::choose(topology, want, &self.read_after, &policy)
+        routing::choose(topology, want, read_after, &policy)
     }
 
     /// A transaction ended: what it saw, later reads must see too.
     pub(super) fn note_what_was_seen(&mut self) {
-        if self.entry.nodes < 2 {
-            return;
-        }
+        let Some(read_after) = &mut self.read_after else { return };
         let begun = self.entry.watch.samples_begun();
         if self.entry.watch.now().primary == Some(self.node) {
-            self.read_after.used_primary(begun);
+            read_after.used_primary(begun);
         } else {
-            self.read_after.used_standby(self.node, begun);
+            read_after.used_standby(self.node, begun);
         }
     }
 

@@ -11,7 +11,8 @@ use pgwire::frontend::{self, Target};
 use pgwire::report::{Report, View};
 
 use super::note::About;
-use super::requests::{Frame, Passing, SHORT, hold, text, too_much};
+use super::prepared::hold;
+use super::requests::{Frame, Passing, SHORT, text, too_much};
 use super::statements::Statement;
 use super::turn::Turn;
 use super::units::Danger;
@@ -303,7 +304,7 @@ impl Session {
     }
 
     /// CommandComplete or an error for the client has come: whether it goes out, or something else, or later.
-    pub(super) fn answer_to_commit(&mut self, tag: u8, body: &[u8]) -> bool {
+    pub(super) fn answer_to_commit(&mut self, tag: u8, body: &[u8], instead: &mut BytesMut) -> bool {
         if matches!(self.doubt, Doubt::Nothing) && !self.apart {
             return true;
         }
@@ -312,7 +313,7 @@ impl Session {
         }
         match std::mem::take(&mut self.doubt) {
             Doubt::Refused(words) if tag == b'C' => {
-                self.instead.extend_from_slice(&words);
+                instead.extend_from_slice(&words);
                 self.doubt = Doubt::Answered { chain: false };
                 return false;
             }

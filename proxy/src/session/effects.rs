@@ -1,5 +1,7 @@
 //! What statements leave behind in the session: settings that follow the client, and state that only its server has.
 
+use std::collections::VecDeque;
+
 use pgwire::conversation::TransactionStatus;
 
 use super::note::About;
@@ -13,6 +15,12 @@ const MAX_PORTALS: usize = 256;
 /// What the client's portals will execute.
 #[derive(Debug, Default)]
 pub(super) struct Portals {
+    /// None before the first, and after all were closed: many clients never have any.
+    bound: Option<Box<Bound>>,
+}
+
+#[derive(Debug, Default)]
+struct Bound {
     unnamed: Option<Class>,
     named: Vec<(Box<[u8]>, Class)>,
 }
@@ -20,29 +28,77 @@ pub(super) struct Portals {
 impl Portals {
     /// A Bind was sent.
     pub(super) fn bind(&mut self, portal: &[u8], class: Class) {
+        let bound = self.bound.get_or_insert_default();
         if portal.is_empty() {
-            self.unnamed = Some(class);
+            bound.unnamed = Some(class);
             return;
         }
-        self.named.retain(|(name, _)| **name != *portal);
-        if self.named.len() < MAX_PORTALS {
-            self.named.push((portal.into(), class));
+        bound.named.retain(|(name, _)| **name != *portal);
+        if bound.named.len() < MAX_PORTALS {
+            bound.named.push((portal.into(), class));
         }
     }
 
     /// What Execute of this portal executes; the worst if that is not known.
     pub(super) fn get(&self, portal: &[u8]) -> Class {
-        let known = match portal {
-            [] => self.unnamed.as_ref(),
-            portal => self.named.iter().find(|(name, _)| **name == *portal).map(|(_, class)| class),
-        };
+        let known = self.bound.as_ref().and_then(|bound| match portal {
+            [] => bound.unnamed.as_ref(),
+            portal => bound.named.iter().find(|(name, _)| **name == *portal).map(|(_, class)| class),
+        });
         known.cloned().unwrap_or_else(Class::unknown)
     }
 
     /// The transaction is over, and portals with it.
     pub(super) fn clear(&mut self) {
-        self.unnamed = None;
-        self.named = Vec::new();
+        self.bound = None;
+    }
+}
+
+/// What statements of the transaction leave behind, as long as it is not certain that they do.
+#[derive(Debug, Default)]
+pub(super) struct Unsettled {
+    /// None while there is nothing: that is so for most clients, most of the time.
+    kept: Option<Box<Kept>>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// Statements with effects that have not been answered.
+    sent: VecDeque<Class>,
+    /// What was set, in the order of the answers.
+    settings: Vec<SettingChange>,
+}
+
+impl Unsettled {
+    /// A statement with effects was sent.
+    pub(super) fn sent(&mut self, class: Class) {
+        self.kept.get_or_insert_default().sent.push_back(class);
+    }
+
+    /// The oldest of them was answered.
+    pub(super) fn answered(&mut self) -> Option<Class> {
+        self.kept.as_mut()?.sent.pop_front()
+    }
+
+    /// A setting was changed, if the transaction is committed.
+    fn set(&mut self, change: SettingChange) {
+        self.kept.get_or_insert_default().settings.push(change);
+    }
+
+    fn has_settings(&self) -> bool {
+        self.kept.as_ref().is_some_and(|kept| !kept.settings.is_empty())
+    }
+
+    /// What was set; no more than was sent and not answered is kept.
+    fn take_settings(&mut self) -> Vec<SettingChange> {
+        let settings = self.kept.as_mut().map(|kept| std::mem::take(&mut kept.settings)).unwrap_or_default();
+        self.kept.take_if(|kept| kept.sent.is_empty());
+        settings
+    }
+
+    /// Their server is lost: nothing of them counts.
+    pub(super) fn clear(&mut self) {
+        self.kept = None;
     }
 }
 
@@ -55,7 +111,7 @@ impl Session {
         if self.is_plain || !leaves_something(class) {
             return About::Nothing;
         }
-        self.effects.push_back(class.clone());
+        self.effects.sent(class.clone());
         About::Effects
     }
 
@@ -77,7 +133,7 @@ impl Session {
     }
 
     fn take_effects_of(&mut self, class: &Class) {
-        if class.kind == Kind::RollbackTo && !self.pending_settings.is_empty() {
+        if class.kind == Kind::RollbackTo && self.effects.has_settings() {
             self.pin("SET before ROLLBACK TO SAVEPOINT");
         }
         if class.kind == Kind::Unknown {
@@ -90,7 +146,7 @@ impl Session {
                 Effect::Setting(change) => {
                     self.follow_login(change);
                     if self.mode != Mode::Session {
-                        self.pending_settings.push(change.clone());
+                        self.effects.set(change.clone());
                     }
                 }
             }
@@ -99,11 +155,8 @@ impl Session {
 
     /// A transaction ended: what was set in it holds, or never did.
     pub(super) fn settle_settings(&mut self) {
-        if self.pending_settings.is_empty() {
-            return;
-        }
-        let changes = std::mem::take(&mut self.pending_settings);
-        if self.rolled_back {
+        let changes = self.effects.take_settings();
+        if changes.is_empty() || self.rolled_back {
             return;
         }
         let Some(server) = self.server.as_mut() else { return };
@@ -140,7 +193,7 @@ impl Session {
 
     /// Nothing that the lost transaction set ever held.
     pub(super) fn forget_settings_of_transaction(&mut self) {
-        self.pending_settings.clear();
+        self.effects.clear();
         self.rolled_back = false;
     }
 
@@ -169,7 +222,7 @@ impl Session {
     /// DISCARD ALL was done: the server is as new, and the session as it began.
     pub(super) fn discarded_all(&mut self) {
         self.pinned = None;
-        self.pending_settings.clear();
+        drop(self.effects.take_settings());
         self.settings = self.startup.clone();
         self.login.all_reset();
         if let Some(server) = self.server.as_mut() {

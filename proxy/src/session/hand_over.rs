@@ -71,7 +71,7 @@ impl Session {
         let login = &self.identity.server_login;
         client.keys = login.keys().filter(|_| self.entry.config().forced.is_none());
         client.password = login.stored_text().filter(|_| !self.worker.shared.store.is_listed(&self.identity.user));
-        let has_no_other_state = self.server_passes == 0 && self.instead.is_empty() && self.held.is_empty();
+        let has_no_other_state = self.server_passes == 0 && self.held.is_empty();
         let Some(server) = &mut self.server else { return Some(vec![client]) };
         let mut server = gives_server(server).filter(|_| has_no_other_state)?;
         server.link = client.number;

@@ -96,7 +96,7 @@ impl Session {
         if !self.login.is_reset_by(class) {
             return About::Nothing;
         }
-        self.effects.push_back(class.clone());
+        self.effects.sent(class.clone());
         About::Effects
     }
 

@@ -58,7 +58,6 @@ impl Session {
         let mut kept_state = self.mode == Mode::Session || self.pinned.take().is_some();
         let mut in_transaction = status != TransactionStatus::Idle;
         self.names.forget_pending();
-        self.effects.clear();
         self.forget_settings_of_transaction();
         self.login.forget();
         self.portals.clear();

@@ -3,7 +3,6 @@
 //! `turn.rs` moves bytes without waiting for anything but the two sockets; `requests.rs` and `replies.rs` say what
 //! is done with each message; what needs more waiting is done here, between two turns.
 
-use std::collections::VecDeque;
 use std::future::{Future, poll_fn, ready};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -29,6 +28,7 @@ mod hand_over;
 mod login;
 mod lost;
 pub(crate) mod note;
+mod prepared;
 mod queue;
 mod replicate;
 mod replies;
@@ -53,14 +53,14 @@ use crate::cancel::Registered;
 use crate::entry::Entry;
 use crate::error::{Denial, in_pgbouncers_words};
 use crate::pool::{Borrowed, Pool};
-use crate::routing::{Class, ReadAfter, Route, SettingChange};
+use crate::routing::{Class, ReadAfter, Route};
 use crate::settings::{Reported, Settings};
 use crate::stats::Counted;
 use crate::wire::Wire;
 use crate::worker::Worker;
 use borrow::NoServer;
 use doubt::Doubt;
-use effects::Portals;
+use effects::{Portals, Unsettled};
 use login::Login;
 use lost::Lost;
 use queue::Waiting;
@@ -153,8 +153,6 @@ pub(crate) struct Session {
     node: usize,
     /// Bytes of the server's message in work that are still to come.
     server_passes: usize,
-    /// What goes to the client in place of the server's message in work.
-    instead: bytes::BytesMut,
     /// A message of the server may have made it the turn of an answer of ours.
     answers_are_due: bool,
     /// The commit in work was not confirmed by a standby.
@@ -171,14 +169,10 @@ pub(crate) struct Session {
     /// What the server said last before it went away.
     last_words: Option<Box<str>>,
 
-    /// What the statement in work is, if that was asked already.
-    known_class: Option<Class>,
     names: Names,
     portals: Portals,
     units: Units,
-    /// Statements with effects that have not been answered.
-    effects: VecDeque<Class>,
-    pending_settings: Vec<SettingChange>,
+    effects: Unsettled,
     rolled_back: bool,
     /// The settings of the session, and those that it began with.
     settings: Settings,
@@ -188,7 +182,8 @@ pub(crate) struct Session {
     reported: Reported,
     pinned: Option<Box<str>>,
     lost: Lost,
-    read_after: ReadAfter,
+    /// What its reads must see; none: there is no standby to read from.
+    read_after: Option<Box<ReadAfter>>,
 }
 
 impl Session {
@@ -341,13 +336,17 @@ impl Session {
     #[inline]
     fn query_ends(&mut self, idle: bool) {
         let now = Instant::now();
-        if let Some(begun) = self.begun.0.take() {
-            self.count_time(Counted::QueryTime, now.duration_since(begun));
+        let query = self.begun.0.take();
+        let time = query.map(|begun| now.duration_since(begun));
+        if let Some(time) = time {
+            self.count_time(Counted::QueryTime, time);
         }
         if idle {
             self.card.transaction_ended();
             if let Some(begun) = self.begun.1.take() {
-                self.count_time(Counted::TransactionTime, now.duration_since(begun));
+                // mostly the query was all of it
+                let time = time.filter(|_| query == Some(begun)).unwrap_or_else(|| now.duration_since(begun));
+                self.count_time(Counted::TransactionTime, time);
             }
         }
     }
@@ -395,7 +394,7 @@ mod tests {
             size_of::<F>()
         }
         let parts = [
-            ("session", size_of::<Session>(), 936),
+            ("session", size_of::<Session>(), 656),
             ("its task", task(Session::run), 80),
             ("client", size_of::<crate::clients::Client>(), 288),
             ("card", size_of::<Card>(), 136),

@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::task::Context;
 
+use bytes::BytesMut;
 use pgwire::conversation::{Fate, Outcome, TransactionStatus};
 use pgwire::report::{Report, View};
 use pgwire::{backend, frame, sqlstate};
@@ -15,7 +16,6 @@ use super::turn::{End, Released, Turn};
 use super::weak::weak_commit;
 use super::{Mode, Session};
 use crate::error::Denial;
-use crate::routing::Class;
 use crate::stats::Counted;
 
 /// A message that has to be looked into is put together up to this size.
@@ -28,6 +28,8 @@ impl Session {
     pub(super) fn server_bytes(&mut self, cx: &mut Context<'_>, input: &[u8]) -> (usize, Result<(), Turn>) {
         let mut from = 0;
         let mut at = 0;
+        // What goes to the client in place of the message in work.
+        let mut instead = BytesMut::new();
         let result = loop {
             if at == input.len() {
                 break Ok(());
@@ -38,7 +40,12 @@ impl Session {
                 at += passed;
                 continue;
             }
-            match self.server_frame(&input[at..]) {
+            let rows = self.rows(&input[at..]);
+            if rows > 0 {
+                at += rows;
+                continue;
+            }
+            match self.server_frame(&input[at..], &mut instead) {
                 Ok(None) => break Ok(()),
                 Ok(Some((length, true))) => {
                     if self.held_goes {
@@ -51,9 +58,9 @@ impl Session {
                 }
                 Ok(Some((length, false))) => {
                     // Something else was, or will be, written in its place.
-                    let instead = std::mem::take(&mut self.instead);
                     self.client.out().extend_from_slice(&input[from..at]);
                     self.client.out().extend_from_slice(&instead);
+                    instead.clear();
                     at += length;
                     from = at;
                 }
@@ -71,8 +78,19 @@ impl Session {
         (at, result)
     }
 
+    /// Bytes of what comes in masses and passes, whole messages only.
+    #[inline]
+    fn rows(&self, input: &[u8]) -> usize {
+        match &self.server {
+            Some(server) if self.held.is_empty() => {
+                server.conversation.passing().map_or(0, |tag| frame::run(input, tag, self.worker.shared.max_message()))
+            }
+            _ => 0,
+        }
+    }
+
     /// One message: its length in the input, and whether it passes. `None` if more of it has to arrive first.
-    fn server_frame(&mut self, input: &[u8]) -> Result<Option<(usize, bool)>, String> {
+    fn server_frame(&mut self, input: &[u8], instead: &mut BytesMut) -> Result<Option<(usize, bool)>, String> {
         let Some(header) = frame::header(input).map_err(|error| error.to_string())? else { return Ok(None) };
         let allowed = frame::backend_limit(header.tag)
             .ok_or_else(|| format!("PostgreSQL sent an unknown message type \"{}\"", header.tag.escape_ascii()))?;
@@ -89,7 +107,7 @@ impl Session {
             };
         }
         let arrived = header.length.min(input.len());
-        let passes = self.server_message(header.tag, &input[5..arrived])?;
+        let passes = self.server_message(header.tag, &input[5..arrived], instead)?;
         self.server_passes = header.length - arrived;
         if !passes && self.server_passes > 0 {
             return Err("PostgreSQL sent a long answer to a short request".into()); // of our own: they bring no rows
@@ -115,7 +133,7 @@ impl Session {
     }
 
     /// Whether one message passes to the client.
-    fn server_message(&mut self, tag: u8, body: &[u8]) -> Result<bool, String> {
+    fn server_message(&mut self, tag: u8, body: &[u8], instead: &mut BytesMut) -> Result<bool, String> {
         let Some(server) = self.server.as_mut() else { return Err("a message without a server".into()) };
         let server = &mut **server;
         let mut settled = Settled { units: 0, first: None, more: Vec::new() };
@@ -141,16 +159,16 @@ impl Session {
             }
             b'C' if fate == Fate::Forward => {
                 self.note_tag(body);
-                let passes = self.answer_to_commit(tag, body);
+                let passes = self.answer_to_commit(tag, body, instead);
                 if self.not_replicated && !self.apart {
                     self.not_replicated = false;
-                    self.instead.clear();
-                    super::say(&mut self.instead, &not_replicated());
+                    instead.clear();
+                    super::say(instead, &not_replicated());
                     return Ok(false);
                 }
                 return Ok(passes);
             }
-            b'E' if failed.is_some() => return Ok(self.failed_for(failed, fate, body)),
+            b'E' if failed.is_some() => return Ok(self.failed_for(failed, fate, body, instead)),
             // The server's end is not the client's: it is told what became of its transaction, and stays.
             b'E' if fate == Fate::Forward && !self.is_plain && View::new(body).is_fatal() => {
                 self.server_error(body);
@@ -158,7 +176,7 @@ impl Session {
             }
             b'E' if fate == Fate::Forward => {
                 self.server_error(body);
-                self.answer_to_commit(tag, body);
+                self.answer_to_commit(tag, body, instead);
             }
             b'Z' => {
                 if fate == Fate::Forward {
@@ -178,7 +196,7 @@ impl Session {
 
     /// An error to a request that stands for another one, or to a question of ours.
     #[cold]
-    fn failed_for(&mut self, failed: Option<About>, fate: Fate, body: &[u8]) -> bool {
+    fn failed_for(&mut self, failed: Option<About>, fate: Fate, body: &[u8], instead: &mut BytesMut) -> bool {
         let report = match failed {
             Some(About::Duplicate) => {
                 let text =
@@ -199,7 +217,7 @@ impl Session {
                 }
             }
         };
-        super::say(&mut self.instead, &report);
+        super::say(instead, &report);
         false
     }
 
@@ -215,8 +233,13 @@ impl Session {
 
     /// Sends the replies of our own whose turn has come, behind what passed `before` them. `false`: there were none, and
     /// nothing was sent.
+    #[inline]
     pub(super) fn answer_due(&mut self, before: &[u8]) -> bool {
         self.answers_are_due = false;
+        self.server.as_ref().is_some_and(|server| server.conversation.is_due()) && self.answer_all_due(before)
+    }
+
+    fn answer_all_due(&mut self, before: &[u8]) -> bool {
         let Some(server) = self.server.as_mut() else { return false };
         let server = &mut **server;
         let mut settled = Settled { units: 0, first: None, more: Vec::new() };
@@ -424,8 +447,7 @@ impl Session {
             About::OursUnnamed if !done => self.forget_unnamed(),
             About::Unnamed | About::OursUnnamed => {}
             About::Effects => {
-                let class: Option<Class> = self.effects.pop_front();
-                if let Some(class) = class {
+                if let Some(class) = self.effects.answered() {
                     self.take_effect(&class, done);
                 }
             }

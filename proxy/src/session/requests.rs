@@ -8,6 +8,7 @@ use pgwire::frontend::Target;
 use pgwire::{frame, frontend};
 
 use super::note::{About, Note};
+use super::prepared::{hold, make_room};
 use super::statements::Statement;
 use super::turn::{End, Turn, cause};
 use super::units::Danger;
@@ -53,6 +54,8 @@ pub(super) struct Frame<'b> {
     /// Without tag and length, as far as it has arrived.
     pub(super) body: &'b [u8],
     pub(super) whole: bool,
+    /// What its statement is, if that was asked already.
+    pub(super) class: Option<Class>,
 }
 
 /// The session ends with these words of PgBouncer's.
@@ -79,6 +82,11 @@ impl Session {
                 at += passed;
                 continue;
             }
+            let data = self.copy_data(&input[at..]);
+            if data > 0 {
+                at += data;
+                continue;
+            }
             match self.client_frame(&mut passing, at) {
                 Ok(Some(next)) => at = next,
                 Ok(None) => break Ok(()),
@@ -100,6 +108,17 @@ impl Session {
         }
     }
 
+    /// Bytes of what a COPY reads, whole messages only.
+    #[inline]
+    fn copy_data(&self, input: &[u8]) -> usize {
+        match &self.server {
+            Some(server) if self.skip == Skip::Nothing && server.conversation.copy_in() => {
+                frame::run(input, b'd', self.worker.shared.max_message())
+            }
+            _ => 0,
+        }
+    }
+
     /// Handles the message at `at`; `None` if more of it has to arrive first.
     fn client_frame(&mut self, passing: &mut Passing<'_>, at: usize) -> Result<Option<usize>, Turn> {
         let input = passing.input;
@@ -117,7 +136,7 @@ impl Session {
             return Ok(None);
         }
         let arrived = end.min(input.len());
-        let frame = Frame { tag: header.tag, at, end, body: &input[at + 5..arrived], whole };
+        let mut frame = Frame { tag: header.tag, at, end, body: &input[at + 5..arrived], whole, class: None };
         if self.skip != Skip::Nothing {
             self.skipped(&frame)?;
             passing.from = arrived;
@@ -125,9 +144,8 @@ impl Session {
             if self.login_is_due() {
                 return Err(Turn::Restore);
             }
-            self.known_class = None;
-            if self.server.is_some() || self.begin(&frame, &input[arrived..])? {
-                self.client_message(passing, &frame)?;
+            if self.server.is_some() || self.begin(&mut frame, &input[arrived..])? {
+                self.client_message(passing, &mut frame)?;
             } else {
                 passing.from = arrived; // answered without a server
             }
@@ -159,14 +177,16 @@ impl Session {
     }
 
     /// One message, while there is a server.
-    fn client_message(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
+    fn client_message(&mut self, passing: &mut Passing<'_>, frame: &mut Frame<'_>) -> Result<(), Turn> {
+        let class = frame.class.take();
+        let frame = &*frame;
         self.card.busy();
         if frame.tag != b'X' {
             self.query_begins();
         }
         match frame.tag {
-            b'Q' => self.query(passing, frame),
-            b'P' => self.parse(passing, frame),
+            b'Q' => self.query(passing, frame, class),
+            b'P' => self.parse(passing, frame, class),
             b'B' => self.bind(passing, frame),
             b'D' => self.describe(passing, frame),
             b'C' => self.close(passing, frame),
@@ -194,11 +214,11 @@ impl Session {
         self.loan().conversation.sent(request, Asker::Client, note).map_err(too_much)
     }
 
-    fn query(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
+    fn query(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>, class: Option<Class>) -> Result<(), Turn> {
         if self.refuses_queries {
             return Err(told("PQexec disallowed"));
         }
-        let class = if let Some(class) = self.known_class.take() {
+        let class = if let Some(class) = class {
             class
         } else if frame.whole {
             self.class_of_text(text(frame.body)?)
@@ -262,9 +282,9 @@ impl Session {
         Ok(true)
     }
 
-    fn parse(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>) -> Result<(), Turn> {
+    fn parse(&mut self, passing: &mut Passing<'_>, frame: &Frame<'_>, class: Option<Class>) -> Result<(), Turn> {
         let parse = frontend::Parse::read(frame.body).map_err(|error| self.broken(Broken::Parse, error))?;
-        let class = self.known_class.take().unwrap_or_else(|| self.class_of_text(parse.text));
+        let class = class.unwrap_or_else(|| self.class_of_text(parse.text));
         self.open_unit(Danger::Harmless);
         if class.weakens_commits && self.refuses_weak_commits() {
             return self.refuse(passing, frame);
@@ -468,26 +488,6 @@ impl Session {
         } else {
             self.names.get(name).map_or_else(Class::unknown, |statement| statement.class.clone())
         }
-    }
-}
-
-/// Gives a server a statement that it lacks, on our own account.
-pub(super) fn hold(server: &mut Server, statement: &Statement, limit: usize) -> Result<(), Turn> {
-    if server.prepared.touch(statement.number) {
-        return Ok(());
-    }
-    make_room(server, statement.number, limit);
-    statement.write(server.wire.out());
-    let note = Some(About::Ours(statement.number).note());
-    server.conversation.sent(Request::Parse, Asker::Ours, note).map_err(too_much)
-}
-
-/// Notes that a server is being given a statement; the one used longest ago is closed if there are too many.
-fn make_room(server: &mut Server, number: u64, limit: usize) {
-    for oldest in server.prepared.insert(number, limit) {
-        let name = Statement::server_name(oldest);
-        Target::Statement(&name).close(server.wire.out()).expect(SHORT);
-        let _ = server.conversation.sent(Request::Close, Asker::Ours, None);
     }
 }
 
