@@ -84,17 +84,15 @@ pub fn split(bytes: &[u8]) -> Result<Option<Frame<'_>>, Malformed> {
 #[inline]
 #[must_use]
 pub fn run(bytes: &[u8], tag: u8, longest: usize) -> usize {
-    let mut at = 0;
-    while let Some(&[first, a, b, c, d]) = bytes[at..].first_chunk::<HEADER>() {
-        let declared = u32::from_be_bytes([a, b, c, d]);
-        let length = (declared as usize).saturating_add(1);
-        let fits = (MIN_DECLARED..=MAX_DECLARED).contains(&declared) && length <= longest;
-        if first != tag || !fits || length > bytes.len() - at {
+    let mut rest = bytes;
+    while let Ok(Some(header)) = header(rest) {
+        let Some((_, behind)) = rest.split_at_checked(header.length) else { break };
+        if header.tag != tag || header.length > longest {
             break;
         }
-        at += length;
+        rest = behind;
     }
-    at
+    bytes.len().saturating_sub(rest.len())
 }
 
 /// Least and greatest declared length of a frontend message after login; `None` for a tag that PostgreSQL does not know then.

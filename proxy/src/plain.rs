@@ -24,7 +24,7 @@ pub(crate) trait Plain: AsFd {
     fn try_io<R>(&self, interest: Interest, operation: impl FnOnce() -> io::Result<R>) -> io::Result<R>;
 
     /// As much as there is and `buf` has room for; nothing at the end of the stream.
-    #[inline]
+    #[inline(always)]
     fn poll_read(&self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.poll_read_ready(cx))?;

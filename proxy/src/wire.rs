@@ -73,7 +73,7 @@ fn tcp_here(stream: &TcpStream) -> io::Result<TcpStream> {
 }
 
 impl AsyncRead for Stream {
-    #[inline]
+    #[inline(always)]
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Plain::poll_read(stream, cx, buf),
@@ -84,7 +84,7 @@ impl AsyncRead for Stream {
 }
 
 impl AsyncWrite for Stream {
-    #[inline]
+    #[inline(always)]
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Stream::Tcp(stream) => Plain::poll_write(stream, cx, buf),
@@ -320,7 +320,7 @@ impl Wire {
         self.poll_fill(cx, scratch)
     }
 
-    #[inline]
+    #[inline(always)]
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         self.listens = read.is_pending();

@@ -239,6 +239,7 @@ impl Session {
         self.server.as_ref().is_some_and(|server| server.conversation.is_due()) && self.answer_all_due(before)
     }
 
+    #[inline(never)]
     fn answer_all_due(&mut self, before: &[u8]) -> bool {
         let Some(server) = self.server.as_mut() else { return false };
         let server = &mut **server;
