@@ -1,5 +1,6 @@
 //! The time of day for things that need no better than a third of a second: one load instead of a clock read.
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -31,6 +32,14 @@ impl Clock {
     #[must_use]
     pub(crate) fn now(&self) -> Moment {
         Moment(self.millis.load(Ordering::Relaxed))
+    }
+
+    /// Microseconds since the start, by a clock read; never 0.
+    #[inline]
+    #[must_use]
+    pub(crate) fn micros(&self) -> NonZeroU64 {
+        let elapsed = self.started.elapsed();
+        NonZeroU64::MIN.saturating_add(elapsed.as_secs() * 1_000_000 + u64::from(elapsed.subsec_micros()))
     }
 
     /// Moves on to the real time.

@@ -88,7 +88,7 @@ impl Session {
             refuses_queries: given.is_some_and(|given| given.disable_pqexec != 0),
             was_hit: false,
             begun: (None, None),
-            pools: vec![None; entry.nodes],
+            pools: super::Pools::new(entry.nodes),
             read_after: (entry.nodes > 1).then(|| Box::new(crate::routing::ReadAfter::new())),
             user: entry.user_of(&identity.user),
             identity,
@@ -249,11 +249,12 @@ impl Session {
 
     /// The session's pool for a node; `None` if there are too many pools.
     pub(super) fn pool(&mut self, node: usize) -> Option<Arc<Pool>> {
-        if self.pools[node].is_none() {
+        if self.pools.get(node).is_none() {
             let login = self.identity.server_login.clone();
-            self.pools[node] = startup::pool_for(&self.worker.shared, &self.entry, &self.user, &login, node);
+            let pool = startup::pool_for(&self.worker.shared, &self.entry, &self.user, &login, node);
+            self.pools.set(node, pool);
         }
-        self.pools[node].clone()
+        self.pools.get(node).cloned()
     }
 }
 

@@ -75,10 +75,10 @@ impl Session {
                 (node, topology.epoch)
             }
         };
-        if self.pools[node].is_none() {
+        if self.pools.get(node).is_none() {
             self.pool(node);
         }
-        let borrowed = self.pools[node].as_ref().and_then(|pool| pool.try_borrow(self.worker.index, epoch));
+        let borrowed = self.pools.get(node).and_then(|pool| pool.try_borrow(self.worker.index, epoch));
         match borrowed {
             Some(server) => self.take(server, node).map(|()| true),
             None => Err(Turn::Need(Need { asked, at: Some((node, epoch)) })),

@@ -41,9 +41,9 @@ pub(super) enum Doubt {
     #[default]
     Nothing,
     /// The question is on its way.
-    Asked(Commit),
-    /// PostgreSQL has answered it, and goes on to commit. Without an id nothing was written.
-    Known(Commit, Option<u64>),
+    Asked(Box<Commit>),
+    /// PostgreSQL has answered it, and goes on to commit.
+    Known(Box<Commit>),
     /// It could not be answered, and the transaction is rolled back for it: what the client is told instead of ROLLBACK.
     Refused(Box<[u8]>),
     /// The client has the answer to the commit; only the end of the unit is owed.
@@ -54,12 +54,14 @@ pub(super) enum Doubt {
 }
 
 /// A commit that can be looked up.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Commit {
     /// The reign under which it was sent: node and incarnation. `None` if that is not certain.
     pub(super) reign: Option<(usize, i64)>,
     /// What the client is owed if it was committed, beside ReadyForQuery.
     pub(super) owed: Owed,
+    /// The transaction's id, once the question is answered. Without one nothing was written.
+    pub(super) xid: Option<u64>,
 }
 
 /// What the client of a commit is owed.
@@ -254,20 +256,24 @@ impl Session {
         if before == Before::Query {
             conversation.sent(Request::Sync, Asker::Ours, None).map_err(too_much)?;
         }
-        self.doubt = Doubt::Asked(Commit { reign, owed });
+        self.doubt = Doubt::Asked(Box::new(Commit { reign, owed, xid: None }));
         Ok(())
     }
 
     /// A row that is not the client's: the answer to the question.
     #[cold]
     pub(super) fn take_xid(&mut self, body: &[u8]) {
-        if let Doubt::Asked(commit) = self.doubt {
-            let value = pgwire::backend::row_values(body).ok().and_then(|values| values.first().copied().flatten());
-            let xid = value.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
-            if value.is_none() || xid.is_some() {
-                self.doubt = Doubt::Known(commit, xid);
-                self.shield();
-            }
+        if !self.doubt.is_asked() {
+            return;
+        }
+        let value = pgwire::backend::row_values(body).ok().and_then(|values| values.first().copied().flatten());
+        let xid = value.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+        if (value.is_none() || xid.is_some())
+            && let Doubt::Asked(mut commit) = std::mem::take(&mut self.doubt)
+        {
+            commit.xid = xid;
+            self.doubt = Doubt::Known(commit);
+            self.shield();
         }
     }
 
@@ -317,10 +323,13 @@ impl Session {
                 self.doubt = Doubt::Answered { chain: false };
                 return false;
             }
-            Doubt::Known(Commit { owed: Owed::Commit { chain }, .. }, _) => {
-                self.doubt = Doubt::Answered { chain: chain && tag == b'C' };
+            Doubt::Known(commit) => {
+                self.doubt = match commit.owed {
+                    Owed::Commit { chain } => Doubt::Answered { chain: chain && tag == b'C' },
+                    _ if tag == b'E' => Doubt::Answered { chain: false },
+                    _ => Doubt::Known(commit),
+                };
             }
-            Doubt::Known(..) if tag == b'E' => self.doubt = Doubt::Answered { chain: false },
             same => self.doubt = same,
         }
         if self.apart && tag == b'C' {

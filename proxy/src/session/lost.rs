@@ -30,7 +30,7 @@ pub(super) enum Lost {
         /// A transaction was open; else only the state of the session is lost.
         in_transaction: bool,
         /// Why.
-        why: String,
+        why: Box<str>,
     },
     /// The client was told, and has not ended its failed transaction yet.
     Told,
@@ -75,7 +75,7 @@ impl Session {
         }
         if units.is_empty() && open.is_none() {
             if in_transaction || kept_state {
-                self.lost = Lost::Untold { in_transaction, why: why.to_owned() };
+                self.lost = Lost::Untold { in_transaction, why: why.into() };
             }
             return Ok(());
         }
@@ -125,7 +125,7 @@ impl Session {
         self.lost = match (in_transaction, told) {
             (false, _) => Lost::No,
             (true, true) => Lost::Told,
-            (true, false) => Lost::Untold { in_transaction, why: why.to_owned() },
+            (true, false) => Lost::Untold { in_transaction, why: why.into() },
         };
     }
 
@@ -137,7 +137,7 @@ impl Session {
         let (in_transaction, told, why) = match &self.lost {
             Lost::No => return true,
             Lost::Told => (true, true, "it was lost before"),
-            Lost::Untold { in_transaction, why } => (*in_transaction, false, why.as_str()),
+            Lost::Untold { in_transaction, why } => (*in_transaction, false, &**why),
         };
         let kind = Asked::of(self, frame.tag, frame.body, frame.whole, &[]).class.kind;
         let commits = matches!(kind, Kind::Commit { .. } | Kind::PrepareTransaction);

@@ -4,10 +4,11 @@
 //! is done with each message; what needs more waiting is done here, between two turns.
 
 use std::future::{Future, poll_fn, ready};
+use std::num::NonZeroU64;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pgwire::report::Report;
 use pgwire::sqlstate;
@@ -28,6 +29,7 @@ mod hand_over;
 mod login;
 mod lost;
 pub(crate) mod note;
+mod pools;
 mod prepared;
 mod queue;
 mod replicate;
@@ -52,7 +54,7 @@ use crate::auth::Identity;
 use crate::cancel::Registered;
 use crate::entry::Entry;
 use crate::error::{Denial, in_pgbouncers_words};
-use crate::pool::{Borrowed, Pool};
+use crate::pool::Borrowed;
 use crate::routing::{Class, ReadAfter, Route};
 use crate::settings::{Reported, Settings};
 use crate::stats::Counted;
@@ -63,6 +65,7 @@ use doubt::Doubt;
 use effects::{Portals, Unsettled};
 use login::Login;
 use lost::Lost;
+use pools::Pools;
 use queue::Waiting;
 use statements::Names;
 use turn::{End, Turn};
@@ -117,7 +120,7 @@ pub(crate) struct Session {
     worker: Rc<Worker>,
     entry: Arc<Entry>,
     /// The pools of the entry for this user, by node.
-    pools: Vec<Option<Arc<Pool>>>,
+    pools: Pools,
     user: Arc<str>,
     identity: Identity,
     mode: Mode,
@@ -131,8 +134,8 @@ pub(crate) struct Session {
     always_resets: bool,
     /// A cancel request went to the server that goes back.
     was_hit: bool,
-    /// When the query in work, and the transaction, were begun.
-    begun: (Option<Instant>, Option<Instant>),
+    /// When the query in work, and the transaction, were begun: microseconds of the clock.
+    begun: (Option<NonZeroU64>, Option<NonZeroU64>),
     /// What the client asked for at its start; statements may say otherwise.
     route: Option<Route>,
     card: Rc<Card>,
@@ -322,7 +325,7 @@ impl Session {
         if self.begun.0.is_some() {
             return;
         }
-        let now = Instant::now();
+        let now = self.worker.shared.clock.micros();
         self.begun.0 = Some(now);
         self.count(Counted::Queries, 1);
         self.card.client.requests();
@@ -335,18 +338,15 @@ impl Session {
     /// Nothing is owed to the client: its query is over, and its transaction too if `idle`.
     #[inline]
     fn query_ends(&mut self, idle: bool) {
-        let now = Instant::now();
-        let query = self.begun.0.take();
-        let time = query.map(|begun| now.duration_since(begun));
-        if let Some(time) = time {
-            self.count_time(Counted::QueryTime, time);
+        let now = self.worker.shared.clock.micros();
+        let since = |begun: NonZeroU64| now.get().saturating_sub(begun.get());
+        if let Some(begun) = self.begun.0.take() {
+            self.count(Counted::QueryTime, since(begun));
         }
         if idle {
             self.card.transaction_ended();
             if let Some(begun) = self.begun.1.take() {
-                // mostly the query was all of it
-                let time = time.filter(|_| query == Some(begun)).unwrap_or_else(|| now.duration_since(begun));
-                self.count_time(Counted::TransactionTime, time);
+                self.count(Counted::TransactionTime, since(begun));
             }
         }
     }
@@ -394,7 +394,7 @@ mod tests {
             size_of::<F>()
         }
         let parts = [
-            ("session", size_of::<Session>(), 656),
+            ("session", size_of::<Session>(), 608),
             ("its task", task(Session::run), 80),
             ("client", size_of::<crate::clients::Client>(), 288),
             ("card", size_of::<Card>(), 136),

@@ -65,7 +65,7 @@ impl Session {
         if self.entry.config().max_wait < SHORTEST_LIMIT {
             return None;
         }
-        let pool = self.pools[node].as_ref().filter(|pool| pool.is_failing().is_none())?;
+        let pool = self.pools.get(node).filter(|pool| pool.is_failing().is_none())?;
         let held = self.worker.shared.hold()?;
         Some((pool.queue(self.worker.index, epoch, since).ok()?, held))
     }

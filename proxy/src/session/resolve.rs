@@ -90,14 +90,17 @@ impl Session {
     /// Finds out what became of the commit that stood first, if it can be asked for.
     pub(super) async fn resolve(&mut self) -> Result<Option<Ended>, End> {
         let (commit, xid) = match std::mem::take(&mut self.doubt) {
-            Doubt::Known(commit, Some(xid)) => (commit, xid),
-            Doubt::Known(_, None) | Doubt::Refused(_) => return Ok(Some(Ended::RolledBack)),
+            Doubt::Known(commit) => match commit.xid {
+                Some(xid) => (commit, xid),
+                None => return Ok(Some(Ended::RolledBack)),
+            },
+            Doubt::Refused(_) => return Ok(Some(Ended::RolledBack)),
             Doubt::Answered { chain } => return Ok(Some(Ended::Told { chain })),
             Doubt::Nothing | Doubt::Asked(_) => return Ok(None),
         };
         self.cancel.shield(true);
         let limit = self.worker.shared.limits().hold_timeout;
-        let ended = match timeout_at(Instant::now() + limit, self.look_up(commit, xid)).await {
+        let ended = match timeout_at(Instant::now() + limit, self.look_up(&commit, xid)).await {
             Ok(ended) => ended?,
             Err(_) => {
                 self.drop_server(); // it may owe an answer
@@ -113,7 +116,7 @@ impl Session {
         Ok(Some(ended))
     }
 
-    async fn look_up(&mut self, commit: Commit, xid: u64) -> Result<Ended, End> {
+    async fn look_up(&mut self, commit: &Commit, xid: u64) -> Result<Ended, End> {
         let Some(of) = commit.reign else {
             return Ok(Ended::Unknown("the server was too new to be told from another life of its node".into()));
         };
