@@ -7,7 +7,7 @@ use std::io;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use pgwire::conversation::{Asker, Request};
 use pgwire::frontend::write_query;
 
@@ -129,7 +129,7 @@ impl Session {
 
     fn use_client_rest(&mut self, cx: &mut Context<'_>, mut rest: BytesMut) -> Result<(), Turn> {
         let (used, result) = self.client_bytes(cx, &rest);
-        let _ = rest.split_to(used);
+        rest.advance(used);
         if !rest.is_empty() {
             self.client.keep_large(rest);
         }
