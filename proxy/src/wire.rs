@@ -11,6 +11,7 @@ use rustix::cmsg_space;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::task::coop::has_budget_remaining;
 use tokio_openssl::SslStream;
 
 use crate::gulp::Gulps;
@@ -323,10 +324,16 @@ impl Wire {
     #[inline(always)]
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.listens = read.is_pending();
         match &read {
-            Poll::Ready(_) => self.gulps.took(self.stream.tcp(), buf.filled().len()),
-            Poll::Pending => self.gulps.wait(cx, self.stream.tcp()),
+            Poll::Ready(_) => {
+                self.listens = false;
+                self.gulps.took(self.stream.tcp(), buf.filled().len());
+            }
+            Poll::Pending => {
+                // Without a budget tokio has not even looked, and has noted nobody.
+                self.listens = has_budget_remaining();
+                self.gulps.wait(cx, self.stream.tcp());
+            }
         }
         read
     }
@@ -429,5 +436,42 @@ impl Wire {
         let filled = self.poll_fill(&mut Context::from_waker(Waker::noop()), scratch);
         self.listens = false;
         filled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::pin::pin;
+    use std::time::Duration;
+
+    use tokio::task::coop::consume_budget;
+    use tokio::task::{spawn, yield_now};
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// A task that has used up tokio's budget is told `Pending` by its sockets, and none of them wakes it up for that.
+    #[tokio::test]
+    async fn a_read_that_the_budget_forbade_counts_for_nothing() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut wire = Wire::new(Stream::Unix(ours));
+        let reader = spawn(async move {
+            let mut scratch = [0; 64];
+            poll_fn(|cx| {
+                while pin!(consume_budget()).poll(cx).is_ready() {}
+                assert!(wire.poll_fill_again(cx, &mut scratch).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+            yield_now().await;
+            poll_fn(|cx| wire.poll_fill_again(cx, &mut scratch)).await.unwrap()
+        });
+        for _ in 0..10 {
+            yield_now().await; // until it waits for the peer
+        }
+        theirs.write_all(b"x").await.unwrap();
+        let filled = timeout(Duration::from_secs(10), reader).await.expect("it is woken up").unwrap();
+        assert!(matches!(filled, Filled::Scratch(1)));
     }
 }
