@@ -36,8 +36,9 @@ pub(crate) struct Fault {
 /// Brings a fault about.
 pub(crate) type Bring = for<'a> fn(&'a mut Scene, &'a mut SmallRng) -> Pin<Box<dyn Future<Output = ()> + 'a>>;
 
-/// Bytes after which no file grows. PostgreSQL ignores SIGXFSZ, so that this is to it what a full disk is.
-const FULL_DISK: u64 = 1 << 20;
+/// Bytes after which no file grows. PostgreSQL ignores SIGXFSZ, so that this is to it what a full disk is. Little: WAL is
+/// still written up to here in a segment that has just begun, and a slow machine needs seconds for a megabyte of it.
+const FULL_DISK: u64 = 1 << 16;
 
 /// After so long a disk that stands still goes on whatever becomes of the test.
 const FROZEN: Duration = Duration::from_secs(15);
