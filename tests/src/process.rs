@@ -65,7 +65,8 @@ pub fn open_files(pid: i32) -> Option<usize> {
 }
 
 /// CPU time that the threads of the process have used, user and system together, to the nanosecond: what `utime` and `stime`
-/// are made of (proc(5)), which count in hundredths of a second. Threads that have ended are not in it.
+/// are made of (proc(5)), which count in hundredths of a second. Threads that have ended are not in it. `None` also where the
+/// kernel does not tell (`CONFIG_SCHED_INFO`).
 #[must_use]
 pub fn cpu(pid: i32) -> Option<Duration> {
     let of_thread = |task: fs::DirEntry| {
@@ -73,7 +74,7 @@ pub fn cpu(pid: i32) -> Option<Duration> {
         times.split(' ').next()?.parse::<u64>().ok()
     };
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-    Some(Duration::from_nanos(tasks.flatten().filter_map(of_thread).sum()))
+    tasks.flatten().filter_map(of_thread).reduce(|all, one| all + one).map(Duration::from_nanos)
 }
 
 /// Waits until a program that was started listens at an address.
