@@ -1,4 +1,5 @@
-//! The time of day for things that need no better than a third of a second: one load instead of a clock read.
+//! The time since the start: for things that need no better than a third of a second one load instead of a clock read, and to the
+//! microsecond for how long queries take.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};

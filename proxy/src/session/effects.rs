@@ -15,7 +15,7 @@ const MAX_PORTALS: usize = 256;
 /// What the client's portals will execute.
 #[derive(Debug, Default)]
 pub(super) struct Portals {
-    /// None before the first, and after all were closed: many clients never have any.
+    /// None before the first, and after their server was lost: many clients never have any.
     bound: Option<Box<Bound>>,
 }
 
