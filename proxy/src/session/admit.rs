@@ -33,7 +33,7 @@ pub(super) struct Admission<'a> {
 
 impl Admission<'_> {
     /// To a database entry.
-    pub(super) async fn let_in(self, arrived: Arrived, counted: Option<Counted>) -> Result<Greeted, Refused> {
+    pub(super) async fn let_in(self, arrived: Box<Arrived>, counted: Option<Counted>) -> Result<Greeted, Refused> {
         let shared = &self.worker.shared;
         let entry = shared.entry(&self.database);
         if shared.ending().is_some() {
@@ -50,7 +50,7 @@ impl Admission<'_> {
             };
             places.push(place);
         }
-        let (mut arrived, identity, out) = self.authenticate(arrived, entry.as_ref()).await?;
+        let (mut arrived, identity, out) = Box::pin(self.authenticate(arrived, entry.as_ref())).await?;
         let Some(place) = shared.admit_user(&identity.user, false) else {
             return Err(refuse(shared, arrived.wire, &Denial::TooManyClientsOfUser(self.user)));
         };
@@ -61,7 +61,7 @@ impl Admission<'_> {
         tracing::debug!(user = self.user, database = self.database, peer = ?self.client.peer, "a client logged in");
         arrived.wire.keep(&arrived.rest);
         if self.client.who().replication != Replication::No {
-            let Arrived { wire, startup, .. } = arrived;
+            let Arrived { wire, startup, .. } = *arrived;
             let begun = Replicated::begin(self.worker, self.client, &entry, &identity, &startup, wire, out);
             return match Box::pin(begun).await {
                 Ok(joined) => Ok(Greeted::Replication(Box::new(joined), (counted, places))),
@@ -76,7 +76,7 @@ impl Admission<'_> {
     }
 
     /// To the console.
-    pub(super) async fn let_in_to_console(self, mut arrived: Arrived) -> Result<Greeted, Refused> {
+    pub(super) async fn let_in_to_console(self, mut arrived: Box<Arrived>) -> Result<Greeted, Refused> {
         let shared = &self.worker.shared;
         let is_owner = self.client.peer.is_own_user() && self.user == CONSOLE;
         let mut out = BytesMut::new();
@@ -108,13 +108,13 @@ impl Admission<'_> {
     /// Who the client is, and the last words of the exchange.
     async fn authenticate(
         &self,
-        mut arrived: Arrived,
+        mut arrived: Box<Arrived>,
         entry: Option<&Arc<Entry>>,
-    ) -> Result<(Arrived, Identity, BytesMut), Refused> {
+    ) -> Result<(Box<Arrived>, Identity, BytesMut), Refused> {
         let shared = &self.worker.shared;
         let is_console = self.database == CONSOLE;
         let somewhere = shared.store.looks_up() && (entry.is_some() || is_console);
-        let place = if somewhere { place(shared, entry, is_console) } else { None };
+        let place = if somewhere { place(shared, entry, is_console).map(Box::new) } else { None };
         let (address, uid) = match self.client.peer {
             Peer::Tcp(address) => (Some(address.ip()), None),
             Peer::Unix { uid, .. } => (None, Some(uid)),
@@ -128,7 +128,7 @@ impl Admission<'_> {
             certified: arrived.certified.as_deref(),
             has_forced_user: entry.is_some_and(|entry| entry.config().forced.is_some()),
         };
-        let claim = Claim { user: &self.user, end_point: arrived.end_point.as_deref(), place: place.as_ref(), came };
+        let claim = Claim { user: &self.user, end_point: arrived.end_point.as_deref(), place: place.as_deref(), came };
         let mut out = BytesMut::new();
         let stream = arrived.wire.stream_mut();
         let proved = auth::authenticate(stream, &mut arrived.rest, &mut out, claim, &shared.store);

@@ -47,10 +47,10 @@ impl Session {
         worker: &Rc<Worker>,
         client: &Arc<Client>,
         entry: Arc<Entry>,
-        arrived: Arrived,
+        arrived: Box<Arrived>,
         identity: Identity,
     ) -> Result<Box<Self>, Refused> {
-        let Arrived { wire, startup, .. } = arrived;
+        let Arrived { wire, startup, .. } = *arrived;
         let config = worker.shared.config();
         let (settings, route) = match login_settings(&config, &startup, client) {
             Ok(asked) => asked,

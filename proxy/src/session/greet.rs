@@ -225,7 +225,7 @@ async fn arrive(
     client: &Client,
     mut stream: Stream,
     deadline: Instant,
-) -> Result<Arrived, Refused> {
+) -> Result<Box<Arrived>, Refused> {
     let tls = worker.shared.tls.clients();
     let mut end_point = None;
     let mut greeting = Greeting::new();
@@ -265,7 +265,8 @@ async fn arrive(
             }
             Ok(Step::Cancel(request, _)) => {
                 let limit = worker.shared.cancel_wait();
-                let asked = timeout(limit, worker.shared.cancel(request.process, &request.key)).await;
+                let asked = worker.shared.cancel(request.process, &request.key);
+                let asked = Box::pin(timeout(limit, asked)).await;
                 return Err(Refused::Logged(asked.unwrap_or("cancel_wait_timeout")));
             }
             Ok(Step::Startup(startup, length)) => {
@@ -277,7 +278,7 @@ async fn arrive(
                 let rest = input.split_off(length);
                 let certified = wire.certified_names();
                 let is_encrypted = wire.is_encrypted();
-                return Ok(Arrived { wire, startup, rest, end_point, is_encrypted, certified });
+                return Ok(Box::new(Arrived { wire, startup, rest, end_point, is_encrypted, certified }));
             }
             Ok(Step::DirectTls(_)) => return Err(Refused::Silently),
             Err(refusal) => {
