@@ -70,6 +70,13 @@ struct State {
     failure: Option<Failure>,
 }
 
+impl State {
+    /// Nothing can be done for those who wait before a server comes back.
+    fn is_full(&self) -> bool {
+        self.taken >= self.terms.most() && self.idle.iter().all(VecDeque::is_empty)
+    }
+}
+
 /// The place that a server takes in its pool.
 pub(crate) struct Slot {
     pool: Weak<Pool>,
@@ -265,14 +272,13 @@ impl Pool {
             return;
         }
         let worker = server.worker.unwrap_or(0);
-        while let Some(waiter) = state.waiters.pop(worker) {
-            match waiter.serve(Ok(server)) {
-                Ok(()) => return,
-                Err(Ok(back)) => server = back,
-                Err(Err(_)) => unreachable!("a server was sent"),
+        match state.waiters.serve(worker, server) {
+            Ok(waker) => {
+                drop(state);
+                waker.wake();
             }
+            Err(server) => state.idle[worker].push_back(server),
         }
-        state.idle[worker].push_back(server);
     }
 
     /// Why a server that nobody has is closed instead of kept.

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -23,8 +24,7 @@ impl Pool {
         let Some(runtime) = runtime() else { return };
         let mut state = self.lock();
         // Looking through the queue is for when something can be done for it.
-        let is_full = state.taken >= state.terms.most() && state.idle.iter().all(VecDeque::is_empty);
-        if is_full || state.waiters.is_empty() {
+        if state.is_full() || state.waiters.is_empty() {
             return;
         }
         state.waiters.tidy();
@@ -276,7 +276,8 @@ impl Pool {
 
     /// Everybody who waits is told this.
     fn fail_waiters(&self, failure: &Failure) {
-        self.lock().waiters.fail(failure);
+        let told = self.lock().waiters.fail(failure);
+        told.into_iter().for_each(Waker::wake);
     }
 }
 

@@ -212,7 +212,9 @@ impl Session {
         if let Some(place) = place.filter(|place| place.is_in(&pool, epoch)) {
             return Ok(Some(place));
         }
-        pool.queue(self.worker.index, epoch, since).map(Some).map_err(|failure| self.told_of(failure))
+        // whoever awaits the place is woken
+        let place = pool.queue(self.worker.index, epoch, since, Waker::noop());
+        place.map(Some).map_err(|failure| self.told_of(failure))
     }
 
     /// The pool whose queue is the right one; `None` while there is none, or nothing is lent.

@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use super::turn::Turn;
@@ -46,28 +46,24 @@ pub(super) struct Waiting {
 }
 
 impl Session {
-    /// Takes a place in the queue of the node that was chosen. An error says what the session waits for instead.
+    /// Takes a place in the queue of the node that was chosen, which wakes the session up. An error says what the session waits for instead.
     pub(super) fn queue_up(&mut self, cx: &mut Context<'_>, need: Need) -> Result<(), Turn> {
         let Some((node, epoch)) = need.at else { return Err(Turn::Need(need)) };
         let since = Instant::now();
-        let Some((place, held)) = self.place_at(node, epoch, since) else { return Err(Turn::Need(need)) };
+        let Some((place, held)) = self.place_at(node, epoch, since, cx.waker()) else { return Err(Turn::Need(need)) };
         self.cancel.waits(cx.waker());
         self.card.waiting();
         self.waiting = Some(Box::new(Waiting { asked: need.asked, place, node, epoch, since, held }));
-        match self.poll_queue(cx) {
-            Poll::Ready(result) => result,
-            Poll::Pending if self.client.poll_readable(cx).is_pending() => Ok(()),
-            Poll::Pending => Err(self.look_around()),
-        }
+        if self.client.poll_readable(cx).is_pending() { Ok(()) } else { Err(self.look_around()) }
     }
 
-    fn place_at(&self, node: usize, epoch: u64, since: Instant) -> Option<(Place, Held)> {
+    fn place_at(&self, node: usize, epoch: u64, since: Instant, waker: &Waker) -> Option<(Place, Held)> {
         if self.entry.config().max_wait < SHORTEST_LIMIT {
             return None;
         }
         let pool = self.pools.get(node).filter(|pool| pool.is_failing().is_none())?;
         let held = self.worker.shared.hold()?;
-        Some((pool.queue(self.worker.index, epoch, since).ok()?, held))
+        Some((pool.queue(self.worker.index, epoch, since, waker).ok()?, held))
     }
 
     /// Ready when the wait is over, one way or the other.

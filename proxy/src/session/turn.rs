@@ -78,8 +78,7 @@ impl Session {
             let listens = match self.pump_client(cx, scratch, suspended) {
                 Ok(listens) => listens,
                 Err(Turn::Need(need)) => match self.queue_up(cx, need) {
-                    Ok(()) if self.waiting.is_some() => return Poll::Pending,
-                    Ok(()) => continue,
+                    Ok(()) => return Poll::Pending,
                     Err(turn) => return Poll::Ready(turn),
                 },
                 Err(turn) => return Poll::Ready(turn),
