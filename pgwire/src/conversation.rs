@@ -69,6 +69,8 @@ pub struct Conversation<T> {
     stream: Option<u8>,
     /// What happens to answers to the front.
     fate: Fate,
+    /// The front is not awaited: it is skipped, never answered, or answered by us.
+    due: bool,
     status: TransactionStatus,
     /// An extended request was answered since the last ReadyForQuery: its implicit transaction is open.
     open: bool,
@@ -101,6 +103,7 @@ impl<T> Conversation<T> {
             stage: Stage::Start,
             stream: None,
             fate: Fate::Forward,
+            due: false,
             status: TransactionStatus::Idle,
             open: false,
             open_for_client: false,
@@ -195,8 +198,8 @@ impl<T> Conversation<T> {
     /// Whether [`Conversation::due`] has something to do. Mostly not: what was sent or received last has looked ahead already.
     #[inline]
     #[must_use]
-    pub fn is_due(&self) -> bool {
-        self.skipping || self.owed.front().is_some_and(|front| !front.is_awaited())
+    pub const fn is_due(&self) -> bool {
+        self.due
     }
 
     /// The next of our own answers whose turn has come. To be called after [`Conversation::answer`] and after each
@@ -429,8 +432,11 @@ impl<T> Conversation<T> {
             settled(note, outcome);
         }
         self.stage = Stage::Start;
-        self.shed(settled);
-        if !self.owed.front().is_some_and(|front| front.is(Request::Sync)) {
+        self.look();
+        if self.due {
+            self.shed(settled);
+        }
+        if self.phantoms > 0 && !self.owed.front().is_some_and(|front| front.is(Request::Sync)) {
             self.phantoms = 0;
         }
         if self.owed.is_empty() && self.owed.capacity() > KEPT_CAPACITY {
@@ -473,22 +479,19 @@ impl<T> Conversation<T> {
     /// The answer to the front has come further.
     fn go_to(&mut self, stage: Stage) {
         self.stage = stage;
-        self.look();
-    }
-
-    /// Notes what may come in masses now, and for whom.
-    fn look(&mut self) {
-        let (asked, asker) = match self.owed.front() {
-            Some(Entry { what: What::Asked(request), asker, .. }) => (Some(*request), *asker),
-            _ => (None, Asker::Client),
-        };
-        self.fate = if asker == Asker::Ours { Fate::Swallow } else { Fate::Forward };
-        self.stream = match (asked, self.stage) {
-            _ if self.skipping => None,
-            (Some(Request::Execute), Stage::Start) | (Some(Request::Query), Stage::Rows) => Some(b'D'),
-            (Some(_), Stage::CopyOut | Stage::CopyBoth) => Some(b'd'),
+        self.stream = match self.owed.front() {
+            Some(Entry { what: What::Asked(request), .. }) if !self.skipping => request.streams(stage),
             _ => None,
         };
+    }
+
+    /// There is another front, or it is skipped now.
+    fn look(&mut self) {
+        let front = self.owed.front();
+        let is_ours = front.is_some_and(|front| front.asker == Asker::Ours);
+        self.fate = if is_ours { Fate::Swallow } else { Fate::Forward };
+        self.due = self.skipping || front.is_some_and(|front| !front.is_awaited());
+        self.go_to(self.stage);
     }
 
     fn desync(&mut self, expected: &'static str, tag: u8) -> Desync {

@@ -68,6 +68,15 @@ impl Request {
         matches!(self, Self::Flush | Self::CopyData | Self::CopyDone | Self::CopyFail | Self::Terminate)
     }
 
+    /// The message that comes in masses at this stage of its answer and changes nothing.
+    pub(super) const fn streams(self, stage: Stage) -> Option<u8> {
+        match (self, stage) {
+            (Self::Execute, Stage::Start) | (Self::Query, Stage::Rows) => Some(b'D'),
+            (_, Stage::CopyOut | Stage::CopyBoth) => Some(b'd'),
+            _ => None,
+        }
+    }
+
     /// What answers it, in words.
     pub(super) const fn expects(self, stage: Stage) -> &'static str {
         match (self, stage) {
