@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh Debian or Ubuntu machine with Rust: `make demo` and `make test`.
 
-.PHONY: help demo test lint doc guards storm bench bench-failover regress pgbouncer differential compose fuzz clean
+.PHONY: help demo test lint doc guards storm optimized bench bench-failover regress pgbouncer differential compose fuzz clean
 
 help: ## What there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -29,10 +29,14 @@ storm: ## Faults at random on hosts whose links are cut, as root (half an hour; 
 	cargo build --release --locked --bin pgsteady
 	PGSTEADY_BIN=$(CURDIR)/target/release/pgsteady cargo test --locked -p end-to-end --test storm -- --ignored --nocapture
 
-bench: ## CPU time per transaction beside PgBouncer's, about ten minutes; writes bench/results.json, .md and .svg
+optimized: ## target/optimized/pgsteady, the binary to deploy: built twice, the second time by what ran under load (15 minutes)
+	@tools/install.sh optimized
+	tools/optimized.sh
+
+bench: optimized ## CPU time per transaction beside PgBouncer's, about ten minutes; writes bench/results.json, .md and .svg
 	@tools/install.sh bench
-	cargo build --release --locked -p pgsteady -p bench
-	PGSTEADY_BIN=$(CURDIR)/target/release/pgsteady target/release/bench
+	cargo build --release --locked -p bench
+	PGSTEADY_BIN=$(CURDIR)/target/optimized/pgsteady target/release/bench
 
 bench-failover: ## Time without writes beside Patroni and HAProxy, as root, about half an hour; JSON in target/bench-failover.json
 	@tools/install.sh bench-failover

@@ -108,6 +108,18 @@ if ! command -v cargo >/dev/null; then
     exit 1
 fi
 
+# What merges counts of what runs how often (tools/optimized.sh).
+if [ "$purpose" = optimized ] || [ "$purpose" = bench ]; then
+    profdata=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin/llvm-profdata
+    if [ ! -x "$profdata" ]; then
+        echo "install.sh: llvm-tools of the Rust toolchain"
+        if ! { command -v rustup && rustup component add llvm-tools; } >/dev/null 2>&1; then
+            echo "install.sh: no llvm-tools: 'rustup component add llvm-tools' has to work" >&2
+            exit 1
+        fi
+    fi
+fi
+
 # Python drivers and a newer PostgreSQL, pinned, in a folder of their own.
 if [ "$purpose" = test ]; then
     venv=.cache/venv
