@@ -79,8 +79,8 @@ impl Report {
     pub(crate) fn markdown(&self) -> String {
         let (major, minor) = pgbouncer_version();
         let mut text = format!(
-            "# pgsteady beside PgBouncer {major}.{minor}\n\nMade by `make bench`: ratios of pgsteady's figures to PgBouncer's, medians of rounds in \
-             which the two took turns. CPU is the pooler's own time (user and system) for each transaction, or for each GB of \
+            "# pgsteady beside PgBouncer {major}.{minor}\n\nMade by `make bench`: ratios of pgsteady's figures, as `make optimized` builds it, to those of \
+             Debian's PgBouncer, medians of rounds in which the two took turns. CPU is the pooler's own time (user and system) for each transaction, or for each GB of \
              large results; below 1 is less than PgBouncer.\n\n\
              | case | clients | CPU | (min–max) | transactions/s | p50 | p99 | CPU itself, PgBouncer / pgsteady |\n\
              |---|---|---|---|---|---|---|---|\n"
