@@ -33,7 +33,7 @@ optimized: ## target/optimized/pgsteady, the binary to deploy: built twice, the 
 	@tools/install.sh optimized
 	tools/optimized.sh
 
-bench: optimized ## CPU time per transaction beside PgBouncer's, about ten minutes; writes bench/results.json, .md and .svg
+bench: optimized ## CPU time per transaction beside PgBouncer's, ten minutes when all is built; writes bench/results.json, .md and .svg
 	@tools/install.sh bench
 	cargo build --release --locked -p bench
 	PGSTEADY_BIN=$(CURDIR)/target/optimized/pgsteady target/release/bench
