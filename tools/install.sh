@@ -109,7 +109,7 @@ if ! command -v cargo >/dev/null; then
 fi
 
 # What merges counts of what runs how often (tools/optimized.sh).
-if [ "$purpose" = optimized ] || [ "$purpose" = bench ]; then
+if [ "$purpose" = optimized ]; then
     profdata=$(rustc --print sysroot)/lib/rustlib/$(rustc -vV | sed -n 's/^host: //p')/bin/llvm-profdata
     if [ ! -x "$profdata" ]; then
         echo "install.sh: llvm-tools of the Rust toolchain"

@@ -40,11 +40,15 @@ wait_for() { # what, then the command that succeeds when it is there
     exit 1
 }
 
+bench() { # options of pgbench; what it says is shown when it fails
+    echo "   pgbench $*"
+    pgbench "$@" >"$folder/pgbench.log" 2>&1 || { cat "$folder/pgbench.log" >&2; return 1; }
+}
+
 load() { # connection string, then options of pgbench
     local url=$1
     shift
-    echo "   pgbench $*"
-    pgbench -n -j 1 -T $seconds "$@" "$url" >/dev/null 2>"$folder/pgbench.log" || { cat "$folder/pgbench.log" >&2; return 1; }
+    bench -n -j 1 -T $seconds "$@" "$url"
 }
 
 count() {
@@ -59,7 +63,7 @@ count() {
     local url port
     url=$(grep -m 1 '^postgresql://' "$folder/url")
     port=$(sed 's,.*:\([0-9]*\)/.*,\1,' <<<"$url")
-    pgbench -i -q -s 5 "$url" 2>/dev/null
+    bench -i -q -s 5 "$url"
     load "$url" -S -M simple -c 16
     load "$url" -S -M simple -c 64
     load "$url" -S -M extended -c 16
@@ -67,7 +71,7 @@ count() {
     load "$url" -M simple -c 16
     load "$url" -S -C -c 8
     echo "   results and COPY"
-    psql -qAt -c 'SELECT * FROM pgbench_accounts' "$url" >"$folder/rows"
+    psql -qAt -c 'SELECT * FROM pgbench_accounts' "$url" >/dev/null
     psql -q -c 'CREATE TABLE copied (LIKE pgbench_accounts)' "$url"
     psql -q -c 'COPY pgbench_accounts TO STDOUT' "$url" | psql -q -c 'COPY copied FROM STDIN' "$url"
 
